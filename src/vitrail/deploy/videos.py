@@ -19,7 +19,8 @@ from vitrail.data.video.source import VideoSource
 from vitrail.deploy.predict import describe_classes
 from vitrail.errors import DataError
 from vitrail.figures.animation import Mp4Writer
-from vitrail.figures.captions import Captions, enlarge
+from vitrail.figures.captions import Captions
+from vitrail.figures.display import enlarge
 from vitrail.files import replacing
 from vitrail.runs.trained import Classifier
 

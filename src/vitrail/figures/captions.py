@@ -18,11 +18,6 @@ TITLE_HEIGHT, _TITLE_LETTERS = 22, 13
 _BAR, _INK, _PAPER, _TRACK = (0, 114, 178), (27, 31, 36), (255, 255, 255), (225, 229, 234)
 
 
-def enlarge(frame: Pixels, factor: int) -> Pixels:
-    """Enlarge a frame ``(H, W, 3)`` by a whole factor."""
-    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
 def title_strip(name: str, width: int) -> Pixels:
     """Draw a name on white, shape ``(TITLE_HEIGHT, width, 3)``."""
     strip = Image.new("RGB", (width, TITLE_HEIGHT), _PAPER)

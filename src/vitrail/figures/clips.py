@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vitrail.figures.captions import TITLE_HEIGHT, enlarge, title_strip
+from vitrail.figures.captions import TITLE_HEIGHT, title_strip
+from vitrail.figures.display import enlarge, in_color
 from vitrail.figures.film_strip import FRAMES, spread_frames
-from vitrail.figures.heatmaps import OVERLAY_GAP, Cell, concentration, enlarge_tokens, in_ranks, overlay, smooth_map
+from vitrail.figures.heatmaps import (
+    SHARE,
+    Cell,
+    concentration,
+    enlarge_tokens,
+    in_even_spreads,
+    in_ranks,
+    overlay,
+    smooth_map,
+)
 
 Array = npt.NDArray[Any]
-# Rank at the line: it encloses the top 10 % of the pixels of all frames together.
-_LINE = 0.9
 # Pixels of the shorter side of an animation, and of those side by side.
 _SIDE = 224
 _PANE = 176
@@ -43,7 +51,8 @@ def clip_cells(
     labels = [titles.get("", "")]
     for method, heat in maps.items():
         ranks = in_ranks(np.stack([smooth_map(frame) for frame in heat]))
-        rows.append([Cell(frames[i], ranks[i], method in signed, level=_LINE) for i in shown])
+        # The line encloses the top 10 % of the pixels of all frames together.
+        rows.append([Cell(frames[i], ranks[i], method in signed, level=1 - SHARE) for i in shown])
         labels.append(f"{titles.get(method, method)}\ntop 10 % hold {concentration(heat):.0%}".strip())
     return rows, labels
 
@@ -61,10 +70,8 @@ def clip_part_cells(frames: Array, parts: Array) -> tuple[list[list[Cell | None]
     slices = parts.shape[1]
     shown = spread_frames(slices, min(slices, FRAMES))
     middles = spread_frames(len(frames), slices)
-    mean = np.abs(parts).mean(axis=(1, 2, 3), keepdims=True)
-    spread = parts / np.where(mean > 0, mean, 1)
     rows: list[list[Cell | None]] = []
-    for number, part in enumerate(spread):
+    for number, part in enumerate(in_even_spreads(parts, axes=3)):
         large = enlarge_tokens(part, frames.shape[1:3])
         titles = [f"frame {middles[i] + 1}" if number == 0 else "" for i in shown]
         rows.append([Cell(frames[middles[i]], large[i], title=title) for i, title in zip(shown, titles, strict=True)])
@@ -83,12 +90,16 @@ def animated_overlay(frames: Array, heat: Array, signed: bool, least: int = _SID
     Returns:
         Shape ``(T, H', W', 3)``, uint8.
     """
+    return _overlay_frames(frames, [None, heat], signed, -(-least // min(frames.shape[1:3])))
+
+
+def _overlay_frames(frames: Array, maps: Sequence[Array | None], signed: bool, factor: int) -> npt.NDArray[np.uint8]:
+    """Lay maps over enlarged frames of a clip, side by side; None leaves the frames as they are."""
     # All frames one below the other are one picture with one scale.
-    count, height, width = frames.shape[:3]
     tall = frames.reshape(-1, *frames.shape[2:])
-    factor = -(-least // min(height, width))
-    pixels = overlay([tall, tall], [None, heat.reshape(-1, width)], signed, least=factor * min(tall.shape[:2]))
-    return pixels.reshape(count, -1, *pixels.shape[1:])
+    flat = [None if heat is None else heat.reshape(tall.shape[:2]) for heat in maps]
+    pixels = overlay([tall] * len(maps), flat, signed, least=factor * min(tall.shape[:2]))
+    return pixels.reshape(len(frames), -1, *pixels.shape[1:])
 
 
 def panes(frames: Array, maps: Mapping[str, Array], signed: Container[str] = ()) -> npt.NDArray[np.uint8]:
@@ -103,10 +114,8 @@ def panes(frames: Array, maps: Mapping[str, Array], signed: Container[str] = ())
         Shape ``(T', H', W', 3)``, uint8, on white.
     """
     shown = spread_frames(len(frames), min(len(frames), _MOST_FRAMES))
-    columns = [("clip", np.round(255 * as_color(frames[shown])).astype(np.uint8))]
-    for method, heat in maps.items():
-        pair = animated_overlay(frames, heat, method in signed, least=1)[shown]
-        columns.append((method, pair[:, :, frames.shape[2] + OVERLAY_GAP :]))
+    columns = [("clip", np.stack([np.round(255 * in_color(frames[i])).astype(np.uint8) for i in shown]))]
+    columns += [(name, _overlay_frames(frames, [heat], name in signed, 1)[shown]) for name, heat in maps.items()]
     parts: list[npt.NDArray[np.uint8]] = []
     for name, pixels in columns:
         small = np.stack([_fit(frame) for frame in pixels])
@@ -114,11 +123,6 @@ def panes(frames: Array, maps: Mapping[str, Array], signed: Container[str] = ())
         gap = np.full((len(small), TITLE_HEIGHT + small.shape[1], _GAP, 3), 255, np.uint8)
         parts += [np.concatenate([head, small], axis=1), gap]
     return np.concatenate(parts[:-1], axis=2)
-
-
-def as_color(frames: Array) -> Array:
-    """Repeat gray frames ``(T, H, W)`` in three bands; others remain."""
-    return frames if frames.ndim == 4 else frames[..., None].repeat(3, axis=3)
 
 
 def _fit(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

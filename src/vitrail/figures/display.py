@@ -93,6 +93,16 @@ def jpeg_uri(picture: npt.NDArray[Any], size: tuple[int, int], quality: int = 85
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def enlarge(picture: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """Enlarge a picture ``(H, W)`` or ``(H, W, 3)`` by a whole factor."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def in_color(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Repeat a gray picture ``(H, W)`` in three bands; a coloured one remains."""
+    return picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=2)
+
+
 def gray(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A picture ``(H, W)`` or ``(H, W, 3)`` without its colours, so that colour laid over it means one thing.
 

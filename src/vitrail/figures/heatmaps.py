@@ -22,7 +22,7 @@ from matplotlib.patheffects import Normal, withStroke
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
-from vitrail.figures.display import gray
+from vitrail.figures.display import enlarge, gray, in_color
 from vitrail.figures.style import head
 
 Array = npt.NDArray[Any]
@@ -31,13 +31,11 @@ Array = npt.NDArray[Any]
 _PLAIN, _SIGNED = "inferno", "PuOr_r"
 _ALPHA = 0.6
 # Share of the image inside the line.
-_SHARE = 0.1
+SHARE = 0.1
 # Methods beside an image; more go below.
 _MOST_COLUMNS = 6
 # Of the shorter side; a line cannot enclose finer areas.
 _SMOOTHING = 0.02
-# Pixels between streams of an overlay.
-OVERLAY_GAP = 8
 _NOTE = "Line: the top 10 % of pixels, smoothed (dashed: evidence against)."
 EVEN, RANK = "multiples of an even spread", "rank (share of pixels with smaller values)"
 
@@ -61,13 +59,14 @@ class Cell:
     level: float | None = None
 
 
-def in_even_spreads(heat: Array) -> Array:
+def in_even_spreads(heat: Array, axes: int = 2) -> Array:
     """Divide a map by the mean of its absolute values; a map of zeros stays as it is.
 
     Args:
         heat: Shape ``(..., H, W)``.
+        axes: Number of axes of a map, the last ones.
     """
-    mean = np.abs(heat).mean(axis=(-2, -1), keepdims=True)
+    mean = np.abs(heat).mean(axis=tuple(range(-axes, 0)), keepdims=True)
     result: Array = heat / np.where(mean > 0, mean, 1)
     return result
 
@@ -85,7 +84,7 @@ def concentration(heat: Array) -> float:
     """Compute the share of a map, by absolute value, in its top 10 % of pixels: 0.1 for an even map."""
     values = np.sort(np.abs(heat), axis=None)[::-1]
     total = float(values.sum())
-    return float(values[: max(1, round(_SHARE * values.size))].sum()) / total if total > 0 else _SHARE
+    return float(values[: max(1, round(SHARE * values.size))].sum()) / total if total > 0 else SHARE
 
 
 def draw_cells(
@@ -218,13 +217,12 @@ def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: boo
     scale = Normalize(-top, top) if signed else Normalize(low, max(high, low + 1e-12))
     for picture, heat in zip(pictures, maps, strict=True):
         if heat is None:
-            light = picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=2)
+            light = in_color(picture)
         else:
             colors = _map(signed)(scale(heat))[..., :3]
             light = (1 - _ALPHA) * gray(picture)[..., None] + _ALPHA * colors
-        factor = -(-least // min(light.shape[:2]))
-        large = light.repeat(factor, axis=0).repeat(factor, axis=1)
-        parts += [large, np.ones((large.shape[0], OVERLAY_GAP, 3))]
+        large = enlarge(light, -(-least // min(light.shape[:2])))
+        parts += [large, np.ones((large.shape[0], 8, 3))]
     array: Array = np.round(255 * np.concatenate(parts[:-1], axis=1)).astype(np.uint8)
     return array
 
@@ -268,7 +266,7 @@ def _draw(axis: Any, cell: Cell, scales: Mapping[bool, Normalize]) -> None:
     smoothed = np.pad(smooth_map(cell.heat), 1, mode="edge")
     rows, columns = (np.arange(-1, size + 1) for size in cell.heat.shape)
     limits = axis.get_xlim(), axis.get_ylim()
-    level = max(float(np.quantile(np.abs(smoothed), 1 - _SHARE)), 1e-6) if cell.level is None else cell.level
+    level = max(float(np.quantile(np.abs(smoothed), 1 - SHARE)), 1e-6) if cell.level is None else cell.level
     effects = [withStroke(linewidth=2.0, foreground=(0, 0, 0, 0.6)), Normal()]
     for sign, style in ((1, "solid"), (-1, "dashed")):
         values = sign * smoothed
