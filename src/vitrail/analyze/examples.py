@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from torch import Tensor
 
 from vitrail.data.dataset import ImageData
@@ -21,7 +22,7 @@ from vitrail.explain.methods.token_maps import lacks_learned_tokens, token_maps
 from vitrail.figures.clouds import show_inputs
 from vitrail.figures.film_strip import flat_maps
 from vitrail.layers.shapes import product
-from vitrail.models.modality import IMAGE, POINTS
+from vitrail.models.modality import POINTS
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
@@ -90,6 +91,20 @@ def indices_of(source: ImageSource, keys: Sequence[str]) -> list[int]:
     return [known[key] for key in keys]
 
 
+def in_turns(predictions: pd.DataFrame, multi_label: bool) -> pd.DataFrame:
+    """Order predictions by path, the first of each class before the second of each; multi-label ones by path alone.
+
+    Args:
+        predictions: Table with the columns ``path`` and ``target``.
+        multi_label: Whether the targets are multi-label.
+    """
+    ordered = predictions.sort_values("path", kind="stable")
+    if multi_label:
+        return ordered
+    turn = ordered.groupby("target").cumcount()
+    return ordered.assign(turn=turn).sort_values(["turn", "target"], kind="stable").drop(columns="turn")
+
+
 def true_and_predicted(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str]:
     """Name the true and the predicted class, or the labels of a multi-label image."""
     classes = trained.card.classes
@@ -121,7 +136,7 @@ def choose_methods(trained: TrainedModel) -> tuple[list[str], list[str]]:
     """Choose the methods of a page that support a model; and the reasons for the others."""
     chosen, refused = [], []
     for name in _PAGE_METHODS:
-        if name not in METHODS or not (METHODS[name].any_grid or trained.model.modality is IMAGE):
+        if name not in METHODS or not METHODS[name].takes(trained.model.modality):
             continue
         refusal = METHODS[name].refusal(trained.model)
         if refusal is None:

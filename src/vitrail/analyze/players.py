@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitrail.analyze.evaluated import Evaluation
-from vitrail.analyze.examples import indices_of, true_and_predicted
+from vitrail.analyze.examples import in_turns, indices_of, true_and_predicted
 from vitrail.analyze.explanations import explain_images, signed_methods
 from vitrail.data.dataset import ImageData
 from vitrail.evaluate.selective import confidence_and_correct
@@ -81,9 +81,6 @@ def _choose(evaluation: Evaluation) -> pd.DataFrame:
     confidence, correct = confidence_and_correct(logits, targets)
     table = table.assign(confidence=confidence, correct=correct)
     wrong = table[~correct].sort_values(["confidence", "path"], ascending=[False, True])
-    right = table[correct].sort_values("path", kind="stable")
-    if targets.ndim == 1:
-        turn = right.groupby("target").cumcount()
-        right = right.assign(turn=turn).sort_values(["turn", "target", "path"], kind="stable")
+    right = in_turns(table[correct], targets.ndim > 1)
     wrong = wrong.head(max(MOST_CLIPS // 2, MOST_CLIPS - len(right)))
     return pd.concat([wrong, right.head(MOST_CLIPS - len(wrong))])

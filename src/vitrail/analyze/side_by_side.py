@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
-from vitrail.analyze.examples import Examples, choose_methods, indices_of, rollout_refusal
+from vitrail.analyze.examples import Examples, choose_methods, in_turns, indices_of, rollout_refusal
 from vitrail.analyze.explained import Explained
 from vitrail.analyze.explanations import explain_images, panels_of
 from vitrail.data.dataset import ImageData
@@ -75,12 +75,9 @@ def models_side_by_side(models: Sequence[tuple[str, Evaluation]], opened: Opened
 
 def _choose(evaluation: Evaluation, trained: TrainedModel) -> list[str]:
     """Choose the first image of each class, then the second of each, by their keys."""
-    table = evaluation.run.read_predictions(evaluation.name).sort_values(["path"])
-    if trained.card.multi_label:
-        return list(table["path"].head(_MOST_IMAGES))
-    turn = table.groupby("target").cumcount()
-    chosen = table.assign(turn=turn).sort_values(["turn", "target"], kind="stable").head(_MOST_IMAGES)
-    return list(chosen.sort_values(["target", "turn"], kind="stable")["path"])
+    multi_label = trained.card.multi_label
+    chosen = in_turns(evaluation.run.read_predictions(evaluation.name), multi_label).head(_MOST_IMAGES)
+    return list((chosen if multi_label else chosen.sort_values("target", kind="stable"))["path"])
 
 
 def _add_rows(found: SideBySide, explained: Sequence[Explained], label: str) -> None:

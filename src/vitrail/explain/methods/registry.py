@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError, closest, did_you_mean
 from vitrail.explain.capture.prepare import Target, lacks_class
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.models.base import VisionModel
-from vitrail.models.modality import IMAGE
+from vitrail.models.modality import IMAGE, Modality
 from vitrail.plugins import METHODS as PLUGINS
 from vitrail.plugins import load_plugins
 
@@ -45,9 +45,13 @@ class Method:
     lacks: Callable[[VisionModel], str | None] = lambda model: None
     any_grid: bool = False
 
+    def takes(self, modality: Modality) -> bool:
+        """Check whether it explains inputs of a modality."""
+        return self.any_grid or modality is IMAGE
+
     def refusal(self, model: VisionModel) -> str | None:
         """Return the reason why the method cannot explain a model; None where it can."""
-        if not self.any_grid and model.modality is not IMAGE:
+        if not self.takes(model.modality):
             return f"{self.name} explains {IMAGE.noun}, and this model takes {model.modality.noun}"
         return (lacks_class(model) if self.by_class else None) or self.lacks(model)
 
