@@ -90,7 +90,12 @@ def jpeg_uri(picture: npt.NDArray[Any], size: tuple[int, int], quality: int = 85
     how = Image.Resampling.NEAREST if size[0] > image.width else Image.Resampling.LANCZOS
     buffer = io.BytesIO()
     image.resize(size, how).save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri("image/jpeg", buffer.getvalue())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Embed a file of a media type, such as "image/png", in a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def enlarge(picture: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:

@@ -54,11 +54,11 @@ def find_font(text: str) -> str:
     Letters that no one font has are drawn as boxes and named as in :func:`save_figure`.
     """
     own = font_manager.findfont(font_manager.FontProperties())
-    lacking = {letter for letter in text if letter.isprintable() and not letter.isspace()} - _letters_of(own)
+    lacking = _drawn_letters(text) - _letters_of(own)
     if not lacking:
         return own
-    for entry in sorted(font_manager.fontManager.ttflist, key=_rank):
-        if not entry.name.startswith(_WITHOUT_LETTERS) and lacking <= _letters_of(entry.fname):
+    for entry in _installed_fonts():
+        if lacking <= _letters_of(entry.fname):
             return str(entry.fname)
     _report_missing("".join(sorted(lacking)))
     return own
@@ -69,7 +69,7 @@ def _use_fallback_fonts(figure: Figure) -> str:
     missing: set[str] = set()
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        letters = frozenset(letter for letter in text.get_text() if letter.isprintable() and not letter.isspace())
+        letters = _drawn_letters(text.get_text())
         if not letters or letters <= _plain_letters():
             continue
         lacking = letters - _letters_of(font_manager.findfont(text.get_fontproperties()))
@@ -79,6 +79,11 @@ def _use_fallback_fonts(figure: Figure) -> str:
             known = text.get_fontfamily()
             text.set_fontfamily([*known, *(name for name in fonts if name not in known)])
     return "".join(sorted(missing))
+
+
+def _drawn_letters(text: str) -> frozenset[str]:
+    """Letters of a text that leave a mark."""
+    return frozenset(letter for letter in text if letter.isprintable() and not letter.isspace())
 
 
 @functools.cache
@@ -102,15 +107,19 @@ def _fonts_with(letters: str) -> tuple[tuple[str, ...], str]:
     """Find installed fonts that together have letters, and the letters that none has."""
     rest = set(letters)
     chosen: list[str] = []
-    for entry in sorted(font_manager.fontManager.ttflist, key=_rank):
+    for entry in _installed_fonts():
         if not rest:
             break
-        if entry.name.startswith(_WITHOUT_LETTERS):
-            continue
         if found := rest & _letters_of(entry.fname):
             chosen.append(entry.name)
             rest -= found
     return tuple(chosen), "".join(sorted(rest))
+
+
+def _installed_fonts() -> list[Any]:
+    """List the fonts that show letters, the most suitable first."""
+    fonts = (entry for entry in font_manager.fontManager.ttflist if not entry.name.startswith(_WITHOUT_LETTERS))
+    return sorted(fonts, key=_rank)
 
 
 def _rank(entry: Any) -> tuple[bool, bool, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from vitrail.errors import RunError
-from vitrail.figures.display import jpeg_uri
+from vitrail.figures.display import data_uri, jpeg_uri
 from vitrail.figures.write import write_both
 
 # Inches that a phone shows with readable letters.
@@ -86,16 +85,16 @@ def embed_animation(
     height, width = frames.shape[1:3]
     picture.width = width
     if len(files) == 1:
-        picture.data_uri = "data:image/gif;base64," + base64.b64encode(files[0].read_bytes()).decode()
+        picture.data_uri = data_uri("image/gif", files[0].read_bytes())
     else:
         picture.data_uri = jpeg_uri(frames[len(frames) // 2] / 255, (width, height))
-        picture.video = "data:video/mp4;base64," + base64.b64encode(files[1].read_bytes()).decode()
+        picture.video = data_uri("video/mp4", files[1].read_bytes())
     return picture
 
 
 def _embed(picture: Picture, png: bytes, inches: float) -> Picture:
     picture.width, picture.broad = round(_PIXELS * inches), inches > _NARROW
-    picture.data_uri = "data:image/png;base64," + base64.b64encode(png).decode()
+    picture.data_uri = data_uri("image/png", png)
     return picture
 
 
