@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
-from vitrail.errors import RunError
+from vitrail.errors import RunError, plural
 
 if TYPE_CHECKING:
     from vitrail.runs.folder import RunFolder
@@ -99,8 +99,8 @@ def _run_set(own: DemoSet, models: Sequence[str], folder: Path, epochs: int | No
     # Models this small gain little from a second thread: side by side, a thread each, they take about 0.6 of the time.
     pool = LocalPool(min(cores(), len(plan)))
     print(
-        f"training {len(plan)} {'model' if len(plan) == 1 else 'models'} on {own.inputs}, {pool.size} at a time with "
-        f"{pool.threads} {'thread' if pool.threads == 1 else 'threads'} each",
+        f"training {plural(len(plan), 'model')} on {own.inputs}, {pool.size} at a time with "
+        f"{plural(pool.threads, 'thread')} each",
         flush=True,
     )
     failures = execute(plan, SuiteFolder(folder), pool, lambda line: print(line, flush=True))

@@ -213,9 +213,7 @@ def _listing(catalogue: Catalogue, variants: list[Variant], candidates: list[Var
 
 def _details(catalogue: Catalogue, variant: Variant) -> str:
     family = catalogue.families[variant.family]
-    inputs = "; ".join(
-        f"{s.name}: {s.chans} {'band' if s.chans == 1 else 'bands'}, {s.size_text}" for s in variant.streams
-    )
+    inputs = "; ".join(f"{s.name}: {plural(s.chans, 'band')}, {s.size_text}" for s in variant.streams)
     published = (
         "none by the authors"
         if variant.published is None

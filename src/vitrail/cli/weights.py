@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.catalogue import show
 from vitrail.cli.arguments import VerbParser, parse_settings, repeat_set
 from vitrail.cli.tables import format_fields
-from vitrail.errors import WeightsError
+from vitrail.errors import WeightsError, plural
 
 if TYPE_CHECKING:
     from vitrail.models.recognise import WeightsFacts
@@ -152,7 +152,7 @@ def _describe(file: str, facts: WeightsFacts, fits: bool) -> str:
     if facts.num_classes is not None:
         fields.append(("classes", str(facts.num_classes) if facts.num_classes else "no classifier"))
     for entry in facts.inputs:
-        parts = [f"{entry.bands} {'band' if entry.bands == 1 else 'bands'}"]
+        parts = [f"{plural(entry.bands, 'band')}"]
         parts += [f"{_by(entry.img_size)} pixels"] if entry.img_size else []
         parts += [f"patches of {_by(entry.patch_size)}"] if entry.patch_size else []
         parts += [f"on a grid of {_by(entry.grid)}"] if entry.grid else []
