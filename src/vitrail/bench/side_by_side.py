@@ -29,7 +29,7 @@ from vitrail.bench.speed import (
     matrix_peak,
     speedup,
 )
-from vitrail.errors import ConfigError, VitrailError
+from vitrail.errors import ConfigError, VitrailError, first_line
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import resized_streams
 from vitrail.models.modality import check_need
@@ -280,7 +280,7 @@ def _times(
     except RuntimeError as error:  # out of memory, failed compilation, unsupported device
         raise VitrailError(
             f"{subject.name} ({workload.mode}, {workload.precision}{', compiled' if workload.compiled else ''}, batch "
-            f"{plan.batch_size}) cannot run here: {str(error).strip().splitlines()[0]}"
+            f"{plan.batch_size}) cannot run here: {first_line(error)}"
         ) from error
     return dict(zip(contenders, times, strict=True))
 

@@ -19,7 +19,7 @@ from vitrail.data.augment.test_time import TURNED, tta_views
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.data.points.rotations import rotate_clouds
 from vitrail.data.sources.edges import edges
-from vitrail.errors import ConfigError, RunError, WeightsError
+from vitrail.errors import ConfigError, RunError, WeightsError, first_line
 from vitrail.models.base import VisionModel
 from vitrail.models.modality import MODALITIES, Modality
 from vitrail.models.registry import complete_settings, create_model
@@ -311,5 +311,5 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return device

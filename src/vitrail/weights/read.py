@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitrail.errors import WeightsError, few
+from vitrail.errors import WeightsError, few, first_line
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 from vitrail.weights.candidates import read_by_name
 from vitrail.weights.checkpoint import Checkpoint, unwrap
@@ -127,7 +127,7 @@ def _refuse_archives(path: Path) -> None:
 
 
 def _foreign(path: Path, error: BaseException) -> WeightsError:
-    return WeightsError(f"cannot read {path} as weights ({_first_line(error)}); it is truncated or foreign")
+    return WeightsError(f"cannot read {path} as weights ({first_line(error)[:200]}); it is truncated or foreign")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -145,11 +145,6 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return read_by_name(read_checkpoint(path)).state
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
 def _starts_like_safetensors(path: Path) -> bool:
     """Check for a length of eight bytes and JSON, the beginning of safetensors files of any name."""
     with path.open("rb") as file:
@@ -164,5 +159,5 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return state, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise WeightsError(
-            f"cannot read {path} as safetensors ({_first_line(error)}); it is truncated or foreign"
+            f"cannot read {path} as safetensors ({first_line(error)[:200]}); it is truncated or foreign"
         ) from error

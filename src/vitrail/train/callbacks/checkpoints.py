@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
-from vitrail.errors import RunError
+from vitrail.errors import RunError, first_line
 from vitrail.files import replacing
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, write_trained
@@ -31,7 +31,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # torch's error for a full disk
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise RunError(f"cannot write {path}: {reason}; free space or check permissions") from error
 
     @override
