@@ -3,7 +3,7 @@
 import pytest
 
 from vitrail import list_models
-from vitrail.errors import closest, plural
+from vitrail.errors import closest, first_line, plural
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_dashes_make_no_option_alike(name, known):
 )
 def test_a_noun_is_in_the_plural_unless_the_number_is_1(number, what, text):
     assert plural(number, what) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("\n a \nb"), "a "), (AttributeError(), "AttributeError"), (OSError(" \n"), "OSError")],
+)
+def test_the_first_line_of_an_error(error, line):
+    assert first_line(error) == line
