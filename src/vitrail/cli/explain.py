@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from vitrail.errors import ConfigError, plural
 if TYPE_CHECKING:
     from vitrail.analyze.structure import Source
     from vitrail.data.dataset import ImageData
-    from vitrail.runs.trained import TrainedModel
+    from vitrail.runs.trained import ModelCard, TrainedModel
 
 # Images that are explained, and images that structures are averaged over.
 _IMAGES, _PROBES = 8, 64
@@ -63,8 +63,7 @@ def main(argv: list[str]) -> int:
 
     from vitrail.analyze.explanations import check_methods, explain_by_run, find_class, write_explanations
     from vitrail.explain.methods.registry import default_method
-    from vitrail.figures.animation import can_write_mp4
-    from vitrail.models.modality import VIDEO, check_need
+    from vitrail.models.modality import check_need
     from vitrail.runs.trained import choose_device, load_trained, refuse_per_point
 
     if arguments.method:
@@ -89,13 +88,7 @@ def main(argv: list[str]) -> int:
         run=arguments.run,
         batch_size=arguments.batch_size,
     )
-    print(
-        f"{plural(count, trained.card.modality.singular)} explained by {', '.join(methods)}; written to {arguments.out}"
-    )
-    if trained.card.modality is VIDEO and not can_write_mp4():
-        print("animations are GIF alone; PyAV writes MP4 too (pip install 'vitrail[video]')")
-    for path, problem in data.source.left_out:
-        print(f"left out: {path} ({problem})")
+    _report(arguments, trained.card, data, count, methods)
     if arguments.measure:
         _measure(arguments, trained, data, indices, methods, target)
     print_next(["vitrail", "report", arguments.run])
@@ -134,10 +127,22 @@ def _explain_export(arguments: argparse.Namespace, settings: Sequence[str]) -> i
         run=arguments.run,
         batch_size=arguments.batch_size,
     )
-    print(f"{plural(count, exported.card.modality.singular)} explained by {ROLLOUT}; written to {arguments.out}")
+    _report(arguments, exported.card, data, count, [ROLLOUT])
+    return 0
+
+
+def _report(
+    arguments: argparse.Namespace, card: ModelCard, data: ImageData, count: int, methods: Iterable[str]
+) -> None:
+    """Print what was written, and what was left out."""
+    from vitrail.figures.animation import can_write_mp4
+    from vitrail.models.modality import VIDEO
+
+    print(f"{plural(count, card.modality.singular)} explained by {', '.join(methods)}; written to {arguments.out}")
+    if card.modality is VIDEO and not can_write_mp4():
+        print("animations are GIF alone; PyAV writes MP4 too (pip install 'vitrail[video]')")
     for path, problem in data.source.left_out:
         print(f"left out: {path} ({problem})")
-    return 0
 
 
 def _explain_structure(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
