@@ -215,15 +215,15 @@ def export(
             shrunk = graph_of(merges, decisions)
             built += build(trace(shrunk), shrunk, own_variants, Path(work) / f"r={merges}", time_left)
         report(f"converted in {format_duration(time_left.spent - begun)}")
-        measured = _measure(built, trained, first, time_left, threads, report)
+        able, timed = [one for one in built if one.engine is not None], _timed_batch(first)
+        measured = _measure(able, trained, timed, time_left, threads, report)
         report(f"compare with the run on {plural(len(original.targets), 'image')}")
         slower = {name: own.slower for name, own in measured.items()} if format == AUTO else {}
         results = _choose(built, measured, trained, original, selected, graph, limits or Limits(), slower, time_left)
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
             raise RunError(_none_chosen(run, results, measured, time_left))
-        able = [one for one in built if one.engine is not None]
-        measured = add_memory(measured, able, to_inputs(chosen.facts, _timed_batch(first)), threads, time_left)
+        measured = add_memory(measured, able, to_inputs(chosen.facts, timed), threads, time_left)
         graph = graph_of(chosen.variant.merges, decisions)
         if fit is not None and chosen.variant.criterion != "equality":
             name = chosen.variant.name
@@ -296,14 +296,12 @@ def _none_chosen(
 
 
 def _measure(
-    built: Sequence[Built], trained: TrainedModel, first: Selection, budget: Budget, threads: int | None,
+    able: Sequence[Built], trained: TrainedModel, batch: Batch, budget: Budget, threads: int | None,
     report: Callable[[str], None],
 ) -> dict[str, Measured]:  # fmt: skip
-    able = [one for one in built if one.engine is not None]
     if not able:
         return {}
     report(f"time {len(able)} candidates and the run in eager mode")
-    batch = _timed_batch(first)
     # Comparisons come after, and count for more.
     left = max(0.0, budget.left() - budget.longest[_COMPARISON] * len(able))
     before = torch.get_num_threads()
