@@ -20,6 +20,7 @@ from vitrail.cli.recipes import load_run_recipe
 from vitrail.data.images import resize_picture
 from vitrail.data.points.sampling import choose_points, scale_of, turn_back, turn_up
 from vitrail.deploy.export import candidates
+from vitrail.deploy.export.budget import Budget
 from vitrail.deploy.export.clips import StoredClips
 from vitrail.deploy.export.clouds import PlacePoints, StoredCoordinates
 from vitrail.deploy.export.graph import ExportGraph
@@ -210,7 +211,7 @@ def test_int8_of_clouds_is_refused_with_a_reason(opened, tmp_path, monkeypatch):
     def quantize(*_):
         raise ConfigError("quantised")
 
-    (built,) = candidates.build_candidates(None, graph, lambda engine: {}, [one], tmp_path, 1, quantize)
+    (built,) = candidates.build_candidates(None, graph, lambda engine: {}, [one], tmp_path, 1, quantize, Budget(60))
     video = trained.card.modality.name == "video"
     assert built.failure.startswith("quantised" if video else "rounded coordinates have other nearest points")
 

@@ -1,6 +1,7 @@
 """Quantisation to int8: what it leaves alone, how variants are ranked, and that bad layers are found and restored."""
 
 import importlib
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.images import make_folder
 from tests.tiers import fast_first
 from vitrail.cli.main import main
 from vitrail.deploy.export import calibrate
+from vitrail.deploy.export.budget import Budget
 from vitrail.deploy.export.convert import convert as write_engine
 from vitrail.deploy.export.convert import trace
 from vitrail.deploy.export.graph import ExportGraph
@@ -370,7 +372,7 @@ def test_a_result_without_int8_operations_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(calibrate, "quantize_onnx", lambda *_: "model")
     monkeypatch.setattr(calibrate, "import_extra", lambda *_: SimpleNamespace(load=str, save_model=lambda *_: None))
     monkeypatch.setattr(calibrate, "OnnxEngine", lambda *_: SimpleNamespace(operations=lambda: {"fp32": 9}))
-    quantizer = calibrate.Quantizer(None, 0.99, False, QuantizeSettings())
+    quantizer = calibrate.Quantizer(None, 0.99, False, QuantizeSettings(), Budget(math.inf))
     quantizer._loaded = {}, {}
     with pytest.raises(ConfigError, match="no operation of ONNX Runtime became int8"):
         quantizer(tmp_path / "model.onnx", tmp_path / "int8.onnx", None, {})

@@ -15,6 +15,7 @@ from tests.tiers import fast_first
 from vitrail.cli.export import main as export_main
 from vitrail.cli.main import main
 from vitrail.deploy.export import sizes as of_sizes
+from vitrail.deploy.export.budget import Budget
 from vitrail.deploy.export.candidates import Variant, build_candidates
 from vitrail.deploy.export.convert import convert, trace
 from vitrail.deploy.export.graph import ExportGraph
@@ -126,7 +127,7 @@ def test_an_engine_that_differs_at_another_size_is_left_out(traced, converted, m
         check_sizes(graph, folder, "torch", 1)
     monkeypatch.setattr(of_sizes, "_TOLERANCE", -1.0)
     (built,) = build_candidates(program, graph, lambda engine: facts, [Variant("torch", "fp32")], tmp_path / "work", 1,
-                                None)  # fmt: skip
+                                None, Budget(60))  # fmt: skip
     assert built.engine is None
     assert "torch computes another" in built.failure
 

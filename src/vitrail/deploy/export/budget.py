@@ -37,7 +37,7 @@ class Budget:
     """Time for the optional steps of an export, from its construction on.
 
     Args:
-        seconds: Time for all.
+        seconds: Time for all; infinite for no limit.
         now: The clock.
 
     Attributes:

@@ -48,21 +48,20 @@ class Quantizer:
             the result has a chance to pass.
         multi_label: Whether decisions are those of each label.
         settings: Settings.
+        budget: Time of the whole export, which quantisation shares with conversions.
         forced: Whether int8 was asked for, so that it is made in spite of a short budget.
         report: Receives a line at each step.
-        budget: Time of the whole export, which quantisation shares with conversions; None for no limit beside that
-            of the settings.
 
     Attributes:
         found: Result for the first file; None before.
     """
 
     def __init__(
-        self, images: ImageData, agreement: float, multi_label: bool, settings: QuantizeSettings, forced: bool = False,
-        report: Callable[[str], None] = lambda line: None, budget: Budget | None = None,
+        self, images: ImageData, agreement: float, multi_label: bool, settings: QuantizeSettings, budget: Budget,
+        forced: bool = False, report: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         self.images, self.agreement, self.multi_label = images, agreement, multi_label
-        self.settings, self.forced, self.report, self.budget = settings, forced, report, budget
+        self.settings, self.budget, self.forced, self.report = settings, budget, forced, report
         self.found: Quantized | None = None
         self._loaded: tuple[Arrays, Arrays] | None = None
         self._made_onnx = False
@@ -80,9 +79,8 @@ class Quantizer:
             ConfigError: The budget is too short, training images are too few, or no operation became int8.
         """
         if self._loaded is None:
-            if self.budget is not None:  # what conversions have left
-                seconds = min(self.settings.budget, self.budget.left(BUILDING))
-                self.settings = dataclasses.replace(self.settings, budget=seconds)
+            seconds = min(self.settings.budget, self.budget.left(BUILDING))  # what conversions have left
+            self.settings = dataclasses.replace(self.settings, budget=seconds)
             self._loaded = self._images(graph, facts)  # the second graph takes the same inputs
         calibration, ranking = self._loaded
         if source.suffix == ".onnx":
@@ -96,9 +94,8 @@ class Quantizer:
                 report=self.report,
             )  # fmt: skip
             model = self.found.model
-            if self.budget is not None:
-                for name, expected in self.found.left_out:
-                    self.budget.leave_out(f"int8 with {name}", expected)
+            for name, expected in self.found.left_out:
+                self.budget.leave_out(f"int8 with {name}", expected)
         else:
             model = repeat(model, calibration, ranking, self.found, self.settings)
         openvino.save_model(model, target, compress_to_fp16=False)
@@ -109,8 +106,8 @@ class Quantizer:
         scheme = Scheme(self.settings.smooth[0]) if self.found is None else self.found.scheme
         expected = LEAST_BUDGET if self.found is None else self.found.seconds / len(self.found.tried)
         # The chosen model is made again with decisions of its own, whatever is left.
-        free = self.budget is None or self.forced or self._made_onnx
-        if self.budget is not None and not free and not self.budget.fits(expected, BUILDING):
+        free = self.forced or self._made_onnx
+        if not free and not self.budget.fits(expected, BUILDING):
             raise ConfigError(self.budget.leave_out("quantisation of the ONNX model", expected))
         begun = time.monotonic()
         onnx.save_model(quantize_onnx(onnx.load(source), calibration, ranking, scheme, self.settings), target)
@@ -137,8 +134,7 @@ class Quantizer:
 
     def _images(self, graph: ExportGraph, facts: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
         if not self.forced and self.settings.budget < LEAST_BUDGET:
-            if self.budget is not None:
-                self.budget.leave_out("quantisation to int8", LEAST_BUDGET)
+            self.budget.leave_out("quantisation to int8", LEAST_BUDGET)
             raise ConfigError(
                 f"quantisation has {self.settings.budget:.0f} s of --budget, at most a half, and needs at least "
                 f"{LEAST_BUDGET:.0f} s; give a longer --budget, or ask for --precision int8"

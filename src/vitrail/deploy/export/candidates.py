@@ -127,7 +127,7 @@ def build_candidates(
     folder: Path,
     threads: int | None,
     quantize: Quantize,
-    budget: Budget | None = None,
+    budget: Budget,
 ) -> list[Built]:
     """Convert the program to each engine, once, and load all variants.
 
@@ -141,7 +141,7 @@ def build_candidates(
         folder: Folder for a sub-folder of each engine.
         threads: Number of threads of each engine.
         quantize: Writes the model file in int8.
-        budget: Time of the export; None for no limit.
+        budget: Time of the export.
     """
     unconverted: dict[str, str] = {}
     built = []
@@ -180,10 +180,8 @@ def leave_out(variants: Sequence[Variant], budget: Budget) -> list[Built]:
     ]
 
 
-def _within(budget: Budget | None, variant: Variant, convert: Callable[[], str]) -> str:
+def _within(budget: Budget, variant: Variant, convert: Callable[[], str]) -> str:
     """Convert if the budget lets it; return the reason why there is no result, empty where there is one."""
-    if budget is None:
-        return convert()
     expected = budget.of_conversion(variant.engine)
     if budget.converted and not budget.fits(expected, BUILDING):
         return budget.leave_out(_what(variant.engine, variant.merges), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -177,7 +178,7 @@ def export(
 
     quantizer = Quantizer(
         own, (limits or Limits()).agreement, trained.card.multi_label,
-        QuantizeSettings(budget=budget * _QUANTIZED, threads=threads), precision == INT8, report, time_left,
+        QuantizeSettings(budget=budget * _QUANTIZED, threads=threads), time_left, precision == INT8, report,
     )  # fmt: skip
 
     report("trace the model")
@@ -191,7 +192,7 @@ def export(
         return ExportGraph(merging(trained, merges), types, stored, include, decisions, least)
 
     def build(
-        program: ExportedProgram, graph: ExportGraph, variants: list[Variant], folder: Path, limit: Budget | None
+        program: ExportedProgram, graph: ExportGraph, variants: list[Variant], folder: Path, limit: Budget
     ) -> list[Built]:
         return build_candidates(
             program, graph, lambda engine: describe_model(graph, data, engine, no_photographs), variants, folder,
@@ -233,7 +234,7 @@ def export(
             if "ood_score" in outputs:
                 decisions = decisions.with_scores(outputs["ood_score"])
             graph = graph_of(chosen.variant.merges, decisions)
-            (chosen,) = build(trace(graph), graph, [chosen.variant], Path(work) / "decided", None)
+            (chosen,) = build(trace(graph), graph, [chosen.variant], Path(work) / "decided", Budget(math.inf))
             if chosen.engine is None:
                 raise RunError(
                     f"{name} with decisions of its own cannot be built for {run}: {chosen.failure}; export with "
