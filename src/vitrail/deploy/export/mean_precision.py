@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vitrail.bootstrap import Bootstrap, Doubles
 from vitrail.deploy.export.bounds import LEVEL, images_needed
-from vitrail.evaluate.bootstrap_measures import Ranker
+from vitrail.evaluate.bootstrap_measures import Ranker, Weights
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.floating]
@@ -79,11 +79,13 @@ def bound_precision_drop(
         return None
     positives = targets[:, labels].sum(axis=0)
     rarest = int(positives.argmin())
-    rankers = [[Ranker(targets[:, k], x[:, k].astype(np.float64)) for x in (original, other)] for k in labels]
+    precisions = _rank(targets, labels, (original, other))
 
-    def drops(weights: npt.NDArray[np.float32]) -> Doubles:
+    def drops(weights: Weights) -> Doubles:
         """Compute the drop of each label, shape ``(K, R)``."""
-        return np.stack([first(weights)[1] - second(weights)[1] for first, second in rankers])
+        first, second = precisions(weights)
+        drop: Doubles = first - second
+        return drop
 
     rng, n = np.random.default_rng(seed), len(targets)
     means, size = [], max(1, _CHUNK // (n + 1))
@@ -112,13 +114,12 @@ def mean_precisions(targets: Bools, logits: Sequence[Floats], bootstrap: Bootstr
     labels = np.flatnonzero(targets.any(axis=0))
     if len(labels) == 0:
         return None
+    precisions = _rank(targets, labels, logits)
+    values = precisions(np.ones((len(targets), 1), np.float32)).mean(axis=1)[:, 0]
+    return values, np.concatenate([precisions(weights).mean(axis=1) for weights in bootstrap.weights()], axis=1)
+
+
+def _rank(targets: Bools, labels: npt.NDArray[np.int64], logits: Sequence[Floats]) -> Callable[[Weights], Doubles]:
+    """Rank the images by each label; return the function from weights to average precisions ``(M, K, R)``."""
     rankers = [[Ranker(targets[:, k], x[:, k].astype(np.float64)) for k in labels] for x in logits]
-
-    def means(weights: npt.NDArray[np.float32]) -> Doubles:
-        with np.errstate(invalid="ignore"):
-            each = np.stack([[ranker(weights)[1] for ranker in own] for own in rankers])  # (M, labels, resamples)
-        mean: Doubles = each.mean(axis=1)
-        return mean
-
-    values = means(np.ones((len(targets), 1), np.float32))[:, 0]
-    return values, np.concatenate([means(weights) for weights in bootstrap.weights()], axis=1)
+    return lambda weights: np.stack([[ranker(weights)[1] for ranker in own] for own in rankers])
