@@ -173,19 +173,25 @@ def difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     return float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0) / (scale if scale > 0 else 1.0))
 
 
+def fill_shape(shape: Sequence[int | None], batch: int, sides: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an input with lengths for its free axes.
+
+    Args:
+        shape: As in export.json; None where free.
+        batch: Number of images.
+        sides: Lengths of the last two axes where these are free.
+    """
+    lengths = (batch, *[1] * (len(shape) - 3), *sides)
+    return tuple(length if size is None else size for size, length in zip(shape, lengths, strict=True))
+
+
 def _no_images(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
     """Return an empty batch, for the inputs of the entry that is not used."""
-    lengths = [least if size is None else size for size, least in zip(entry["shape"], _least(entry), strict=True)]
-    return np.zeros((0, *lengths[1:]), dtype=entry["dtype"])
-
-
-def _least(entry: Mapping[str, Any]) -> list[int]:
-    """Return the smallest length of each axis."""
-    return [1] * (len(entry["shape"]) - 2) + list(entry["least"])
+    return np.zeros(fill_shape(entry["shape"], 0, entry["least"]), dtype=entry["dtype"])
 
 
 def _check_array(name: str, array: npt.NDArray[Any], wanted: Mapping[str, Any]) -> None:
-    least = _least(wanted)
+    least = fill_shape(wanted["shape"], 1, wanted["least"])
     letters = [axis[0].upper() for axis in wanted["axes"]]
     words = [word if size == 1 else f"{word} >= {size}" for word, size in zip(letters, least, strict=True)]
     shape = [dim if dim is not None else word for dim, word in zip(wanted["shape"], words, strict=True)]

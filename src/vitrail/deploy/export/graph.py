@@ -16,6 +16,7 @@ from vitrail.deploy.export.kinds import kind_of
 from vitrail.deploy.export.pixels import prepared_streams
 from vitrail.deploy.export.stored import Stored
 from vitrail.deploy.exported import heatmap_of
+from vitrail.engines.load import fill_shape
 from vitrail.errors import ConfigError
 from vitrail.explain.methods.relevance import lacks_rollout, relevance_streams
 from vitrail.explain.methods.rollout import features_and_rollout
@@ -61,9 +62,8 @@ class GraphInput:
     def example(self, batch: int) -> Tensor:
         """Return values of this type and shape."""
         # Of different lengths: torch.export takes equal ones for one symbol.
-        free = (1,) * (len(self.shape) - 2) + (37 + self.least[0], 53 + 2 * self.least[1])
-        lengths = [own if length is None else length for own, length in zip(free, self.shape, strict=True)]
-        return torch.zeros((batch, *lengths[1:]), dtype=self.dtype)
+        sides = (37 + self.least[0], 53 + 2 * self.least[1])
+        return torch.zeros(fill_shape(self.shape, batch, sides), dtype=self.dtype)
 
     def describe(self) -> dict[str, Any]:
         """Describe the input for export.json."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitrail.engines.inputs import takes_any_size
-from vitrail.engines.load import ENGINES
+from vitrail.engines.load import ENGINES, fill_shape
 
 _CODE = {
     "openvino": """import numpy as np, openvino{pillow}
@@ -140,9 +140,7 @@ order. {_entries(facts)}
 def _array(entry: Mapping[str, Any], used: str, module: str) -> str:
     """Write the line that makes an input: one of the used entry, an empty batch of the other."""
     batch = 1 if entry["entry"] == used else 0
-    free = [1] * (len(entry["shape"]) - 2) + ([480, 640] if batch else [1, 1])
-    lengths = [own if length is None else length for own, length in zip(free, entry["shape"], strict=True)]
-    shape = (batch, *lengths[1:])
+    shape = fill_shape(entry["shape"], batch, (480, 640) if batch else (1, 1))
     if not batch:
         comment = f"or: {_PREPARED[used]}"
     elif used != "photographs" or (module, shape[1], entry["dtype"]) == ("np", 3, "uint8"):
