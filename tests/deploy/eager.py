@@ -30,17 +30,11 @@ class EagerEngine:
 _GRAPHS = []
 
 
-@contextlib.contextmanager
-def without_memory() -> Iterator[None]:
-    """Memory of candidates is not measured, which takes a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "_peak_memory", lambda *_: "it is not measured in this test")
-        yield
+def _leave_out_memory(patch):
+    patch.setattr(measure, "_peak_memory", lambda *_: "it is not measured in this test")
 
 
-@contextlib.contextmanager
-def run_eagerly() -> Iterator[None]:
-    """All engines run the graph. No package of an engine is needed."""
+def _patch_engines(patch):
 
     def convert(program, graph, engine, folder, facts):
         (folder / ENGINES[engine]).write_text(str(len(_GRAPHS)))
@@ -49,26 +43,40 @@ def run_eagerly() -> Iterator[None]:
     def open_engine(folder, engine, precision, *_):
         return EagerEngine(_GRAPHS[int((folder / ENGINES[engine]).read_text())], precision)
 
-    with without_memory(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
-        patch.setattr(candidates, "convert", convert)
-        # It is as fast as the run, and no speed is tested.
-        patch.setattr(Measured, "slower", "")
-        patch.setattr(measure, "_MOST_CALLS", 8)
-        for module in (candidates, load, sizes):
-            patch.setattr(module, "open_engine", open_engine)
+    _leave_out_memory(patch)
+    patch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
+    patch.setattr(candidates, "convert", convert)
+    # It is as fast as the run, and no speed is tested.
+    patch.setattr(Measured, "slower", "")
+    patch.setattr(measure, "_MOST_CALLS", 8)
+    for module in (candidates, load, sizes):
+        patch.setattr(module, "open_engine", open_engine)
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Memory of candidates is not measured, which takes a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        _leave_out_memory(patch)
+        yield
+
+
+@contextlib.contextmanager
+def run_eagerly() -> Iterator[None]:
+    """All engines run the graph. No package of an engine is needed."""
+    with pytest.MonkeyPatch.context() as patch:
+        _patch_engines(patch)
         yield
 
 
 @pytest.fixture
-def eager_engines():
-    """Run the graph in place of all engines."""
-    with run_eagerly():
-        yield
+def eager_engines(monkeypatch):
+    """Run the graph in place of all engines; undone with the patches of the test itself, the last one first."""
+    _patch_engines(monkeypatch)
 
 
 @pytest.fixture(params=["eager", pytest.param("openvino", marks=[needs_openvino, pytest.mark.slow])])
-def engines(request):
+def engines(request, monkeypatch):
     """Run the graph in place of all engines, and among the slow tests OpenVINO."""
-    with run_eagerly() if request.param == "eager" else contextlib.nullcontext():
-        yield
+    if request.param == "eager":
+        _patch_engines(monkeypatch)
