@@ -10,14 +10,13 @@ from vitrail.data.points.source import PointSource
 from vitrail.runs.trained import Classifier
 
 
-def label_points(classifier: Classifier, clouds: ImageData, batch_size: int = 32, tta: str = "none") -> pd.DataFrame:
+def label_points(classifier: Classifier, clouds: ImageData, batch_size: int = 32) -> pd.DataFrame:
     """Label the points that a model sees of each cloud.
 
     Args:
         classifier: A run that labels points.
         clouds: Clouds from :func:`vitrail.deploy.open_files`.
         batch_size: Clouds of a forward pass.
-        tta: Test-time augmentation; see :meth:`TrainedModel.classify`.
 
     Returns:
         One row per point: ``path``, coordinates ``x``, ``y`` and ``z`` as in the file, ``class`` and ``probability``.
@@ -26,7 +25,7 @@ def label_points(classifier: Classifier, clouds: ImageData, batch_size: int = 32
     assert isinstance(source, PointSource)
     tables = []
     for batch in clouds.batches(clouds.indices("all"), batch_size):
-        found, labels = classifier.classify(batch, tta)[0].softmax(dim=-1).max(dim=-1)
+        found, labels = classifier.classify(batch)[0].softmax(dim=-1).max(dim=-1)
         for row, index in enumerate(batch["index"].tolist()):
             points = source.in_file(index)
             real = np.isfinite(points[:, 0])
