@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     out = None if arguments.out is None else output_file(arguments.out, PREDICTIONS, arguments.images)
     run, classifier, images = _open(arguments)
     if classifier.card.per_point:
-        if arguments.top_k != 5:
+        if arguments.top_k != parser.get_default("top_k"):
             raise ConfigError(f"--top-k {arguments.top_k} is for classes of whole inputs; points get one part")
         table = label_points(classifier, images, arguments.batch_size)
         summary = f"{plural(len(table), 'point')} of {plural(len(images.source), 'point cloud')} labelled"
@@ -114,8 +114,6 @@ def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageD
                 write_overlay(classifier, videos, decision, targets[decision.video])
                 overlays += 1
             except DataError as error:
-                if videos.config.errors.on_unreadable != "skip":
-                    raise
                 leave_out(videos, decision.video, error)
     if not decisions:
         raise DataError(

@@ -108,8 +108,10 @@ def video_source(videos: ImageData) -> VideoSource:
 
 
 def leave_out(videos: ImageData, video: int, error: DataError) -> None:
-    """Record a video that cannot be decoded to its end."""
+    """Record a video that cannot be decoded to its end; raise the error unless unreadable files are skipped."""
     source = video_source(videos)
+    if source.config.errors.on_unreadable != "skip":
+        raise error
     source.left_out.append((source.keys[video], str(error).removeprefix(f"{source.video(video).path} ")))
 
 
