@@ -174,9 +174,10 @@ def _tables(exported: Exported, agreement: float) -> str:
     from vitrail.cli.tables import format_table
     from vitrail.deploy.export.bounds import power_text
     from vitrail.deploy.export.verdict import gate_table
-    from vitrail.models.modality import MODALITIES, reword
+    from vitrail.models.modality import reword
+    from vitrail.runs.trained import card_from_values
 
-    modality = MODALITIES[next(iter(exported.export.record["model"]["streams"]))]
+    modality = card_from_values(exported.export.record["model"]).modality
 
     def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         named = [[reword(cell, modality) for cell in row] for row in (header, *rows)]
