@@ -14,7 +14,7 @@ import torch
 
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import FORMATS, make_run, missing, needs_openvino
+from tests.deploy.exporting import FORMATS, make_run, missing, needs_openvino, record
 from vitrail.cli.evaluate import _listing
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
@@ -129,10 +129,10 @@ def test_no_file_holds_paths_of_this_machine(exported, run, engine):
 @needs_openvino
 @pytest.mark.slow
 def test_two_exports_are_one_file(exported, run, tmp_path):
-    first = json.loads((exported("openvino") / "1" / "export.json").read_text())
+    first = record(exported("openvino"))
     assert main(["export", str(run), "--out", str(tmp_path / "again"), "--format", "openvino",
                  "--include", "embedding", "heatmap", *QUICK]) == 0  # fmt: skip
-    again = json.loads((tmp_path / "again" / "1" / "export.json").read_text())
+    again = record(tmp_path / "again")
     assert again["files"]["model.bin"] == first["files"]["model.bin"]
     assert again["files"]["model.xml"] == first["files"]["model.xml"]
 
@@ -172,7 +172,7 @@ def test_other_types_and_sizes_are_refused(loaded, change, message):
 def test_a_changed_export_is_refused(exported, tmp_path, capsys):
     folder = shutil.copytree(exported(QUICKEST), tmp_path / "copy")
     assert main(["export", "--check", str(folder)]) == 0
-    record = json.loads((folder / "1" / "export.json").read_text())
+    edited = record(folder)
     model = folder / "1" / ENGINES[QUICKEST]
     content = model.read_bytes()
     model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -183,8 +183,8 @@ def test_a_changed_export_is_refused(exported, tmp_path, capsys):
     with np.load(check) as arrays:
         changed = {name: values + (0.01 if name == "output.resized.logits" else 0) for name, values in arrays.items()}
     np.savez(check, **changed)
-    record["files"].pop("check.npz")
-    (folder / "1" / "export.json").write_text(json.dumps(sealed(record)))
+    edited["files"].pop("check.npz")
+    (folder / "1" / "export.json").write_text(json.dumps(sealed(edited)))
     with pytest.raises(RunError, match="output logits differs by"):
         load_export(folder)
     assert main(["export", "--check", str(folder)]) == 1

@@ -1,7 +1,6 @@
 """Candidates of an export: what is built, measured, judged, and written."""
 
 import importlib
-import json
 import shutil
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from tests.deploy.eager import EagerEngine
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import LONG, export, make_run, needs_openvino, skip_without
+from tests.deploy.exporting import LONG, export, make_run, needs_openvino, record, skip_without
 from tests.images import save_image
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data import open_data
@@ -75,11 +74,11 @@ def test_the_fastest_that_passes_is_written(run, tmp_path, capsys):
     assert export(run, tmp_path / "out", "--images", tmp_path / "more", "--include", "embedding", "heatmap", *LONG) == 0
     text = capsys.readouterr().out
     assert "1 of --images are left out: the run was made from them" in text
-    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
-    rows = {row["name"]: row for row in record["candidates"]}
+    found = record(tmp_path / "out")
+    rows = {row["name"]: row for row in found["candidates"]}
     assert set(rows) == {variant.name for variant in list_variants()}
     (chosen,) = (row for row in rows.values() if row["chosen"])
-    assert chosen["name"] == f"{record['engine']} {record['precision']}"
+    assert chosen["name"] == f"{found['engine']} {found['precision']}"
     fp32 = [row for name, row in rows.items() if name.endswith("fp32")]
     assert all(row["verdict"]["status"] == "passed" for row in fp32)
     assert all(row["verdict"]["images"] == 8 + 3 for row in fp32)
@@ -124,9 +123,9 @@ def test_a_failed_conversion_is_a_line_of_the_table(run, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(candidates, "convert", convert)
     assert export(run, tmp_path / "out") == 0
-    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
-    assert record["engine"] == "torch"
-    reasons = {row["name"]: row["verdict"]["reason"] for row in record["candidates"]}
+    found = record(tmp_path / "out")
+    assert found["engine"] == "torch"
+    reasons = {row["name"]: row["verdict"]["reason"] for row in found["candidates"]}
     assert reasons["onnx fp32"] == "onnx lacks an operator"
     assert reasons["openvino bf16"] == reasons["openvino fp32"] == "openvino lacks an operator"
     capsys.readouterr()

@@ -1,7 +1,6 @@
 """Candidates of an export with merged tokens."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import FORMATS, LONG, export, make_run
+from tests.deploy.exporting import FORMATS, LONG, export, make_run, record
 from vitrail.deploy.export import convert
 from vitrail.deploy.export.candidates import list_variants
 from vitrail.deploy.export.graph import ExportGraph
@@ -107,15 +106,15 @@ def test_engines_equal_the_merged_model(trained, engine, settings, tmp_path):
 def test_merged_candidates_are_judged_by_their_drop(run, tmp_path, capsys):
     assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink", *LONG) == 0
     text = capsys.readouterr().out
-    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
-    rows = {row["name"]: row for row in record["candidates"]}
+    found = record(tmp_path / "out")
+    rows = {row["name"]: row for row in found["candidates"]}
     assert list(rows) == ["openvino fp32", "openvino fp32 r=2", "openvino fp32 r=3"]
     # Eight validation images cannot show a drop of at most 1 %.
     assert rows["openvino fp32"]["chosen"]
     assert rows["openvino fp32 r=2"]["verdict"]["status"] != "passed"
     assert "openvino fp32 r=3" in text
     assert "power of the gate" not in text
-    assert record["token_merging"] == 0
+    assert found["token_merging"] == 0
 
 
 @pytest.mark.usefixtures("eager_engines")
@@ -132,18 +131,18 @@ def test_a_chosen_count_is_recorded(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "choose", _choose_last)
     assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink", 1, *LONG) == 0
     assert "openvino fp32, 1 pairs of tokens merged in each block, written to" in capsys.readouterr().out
-    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
-    assert record["token_merging"] == 1
-    assert record["model"]["settings"]["token_merging"] == 1
+    found = record(tmp_path / "out")
+    assert found["token_merging"] == 1
+    assert found["model"]["settings"]["token_merging"] == 1
     # The check compares with the merged graph, so that its bounds stay those of equal outputs.
-    assert record["check"]["bounds"]["logits"] == pytest.approx(2e-4)
+    assert found["check"]["bounds"]["logits"] == pytest.approx(2e-4)
 
 
 @pytest.mark.usefixtures("eager_engines")
 def test_int8_with_merged_tokens_has_a_row_that_says_why_it_is_not_offered(run, tmp_path, capsys):
     assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "auto", "--shrink", 2) == 0
-    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
-    (row,) = (row for row in record["candidates"] if row["name"] == "openvino int8 r=2")
+    found = record(tmp_path / "out")
+    (row,) = (row for row in found["candidates"] if row["name"] == "openvino int8 r=2")
     assert row["verdict"]["status"] == "not built"
     assert row["verdict"]["reason"].startswith("int8 is not offered with merged tokens")
     capsys.readouterr()

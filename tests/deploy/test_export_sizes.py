@@ -1,7 +1,6 @@
 """Exports of another image size, and of any: equal to the run in eager mode, and errors at other sizes."""
 
 import functools
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from tests.deploy.eager import engines as engines
-from tests.deploy.exporting import export, make_run, needs_openvino, skip_without
+from tests.deploy.exporting import export, make_run, needs_openvino, record, skip_without
 from tests.deploy.test_export_families import CASES, check, trained
 from tests.tiers import fast_first
 from vitrail.cli.export import main as export_main
@@ -227,8 +226,7 @@ def test_any_size_of_a_run(trained_run, tmp_path, capsys):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
     with pytest.raises(ShapeError, match=r"H >= 9, W >= 9\) of uint8, got the shape \(1, 3, 8, 16\)"):
         loaded.run({"image_resized": np.zeros((1, 3, 8, 16), np.uint8)})
-    record = json.loads((tmp_path / "any" / "1" / "export.json").read_text())
-    assert record["inputs"][0]["least"] == [9, 9]
+    assert record(tmp_path / "any")["inputs"][0]["least"] == [9, 9]
     assert "the smallest size is 9 x 9 pixels" in (tmp_path / "any" / "1" / "README.md").read_text()
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "any"), str(trained_run.parent / "pictures" / "val")]) == 0
