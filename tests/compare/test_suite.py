@@ -214,6 +214,21 @@ def test_each_variant_is_tested_in_each_way(place):
     assert comparisons(suite, names[1:]) == expected[2:]
 
 
+def test_a_test_may_train_runs_of_its_own(place):
+    tests = {"plain": {}, "mirrored": {"evaluate.tta": "flips"},
+             "both": {"evaluate.tta": "flips", "changes": {"data.augment": "none"}}}  # fmt: skip
+    variants = {"a": {"data.augment": "light"}, "b": {"data.augment": "light", "model.depth": 1}}
+    suite = load_suite(place(variants=variants, tests=tests, seeds=1))
+    runs = {run.variant: run for run in plan(suite)}
+    assert {name: (run.tta, run.recipe.data.augment, run.recipe.model.settings["depth"]) for name, run in runs.items()
+            if run.variant.startswith("b")} == {
+        "b, plain": ("none", "light", 1), "b, mirrored": ("flips", "light", 1), "b, both": ("flips", "none", 1)
+    }  # fmt: skip
+    assert runs["a, plain"].identity == runs["a, mirrored"].identity != runs["a, both"].identity
+    assert suite.variants[2].changes == {"data.augment": "none", "evaluate.tta": "flips"}
+    assert ("a, mirrored", "a, both") in comparisons(suite, list(runs))
+
+
 BASE = "vit, embed_dim: 32, depth: 2, num_heads: 2, img_size: 8, patch_size: 4"
 
 
@@ -304,6 +319,7 @@ def test_home_is_the_home_folder(place, tmp_path, monkeypatch):
         ({"alpha": 2}, "alpha must be"),
         ({"tests": {"z": {"trainer.max_epochs": 3}}}, "unknown key tests.z: trainer.max_epochs|tests.z: unknown key"),
         ({"tests": {"z": {"evaluate.tta": "so"}}}, "did you mean 'so3'"),
+        ({"tests": {"z": {"changes": {"run.seed": 1}}}}, "tests.z: run.seed is set by the suite"),
         ({"tests": {"z": {}}, "tta": "flips"}, "tta and tests both set the evaluation"),
         ({"tests": {"z": {}}, "variants": {"x": {"evaluate.tta": "flips"}}}, "evaluate.tta is set by the tests"),
         ({"sizes": {"quick": {"seed": 1}}}, "unknown key sizes.quick.seed; did you mean 'seeds'"),

@@ -334,6 +334,18 @@ def test_folders_tables_and_arrays_give_the_same_clouds(tmp_path):
     assert found.keys() == {"clouds", "list.csv", "all.npz"}
 
 
+@pytest.mark.parametrize(("label", "message"), [
+    ("cube", r"lists 1 point cloud more than once: 0.npy; keep one row each"),
+    ("ball", r"lists 1 point cloud more than once, 1 of them with different labels: 0.npy \(ball, cube\); keep one"),
+])  # fmt: skip
+@pytest.mark.parametrize("again", ["0.npy", "./0.npy"])
+def test_a_file_is_listed_once(tmp_path, label, message, again):
+    rows = ["path,label", "0.npy,cube", "1.npy,ball", f"{again},{label}"]
+    (tmp_path / "list.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        open_data(config(tmp_path / "list.csv"), (10,))
+
+
 def test_repeated_points_are_left_out_and_attributes_kept(tmp_path):
     points = np.arange(24.0).reshape(1, 8, 3) ** 1.5
     points[:, 5:] = points[:, :3]

@@ -74,7 +74,9 @@ def test_parts_by_every_verb(tmp_path, monkeypatch, capsys):
     assert "cone base" in card["classes"]
     with (tmp_path / "run" / "metrics.csv").open() as stream:
         (row,) = csv.DictReader(stream)
-    capsys.readouterr()
+    said = capsys.readouterr()
+    assert f"mean IoU {float(row['val_miou']):.4f}" in said.err
+    assert f"best epoch 1 with mean IoU {float(row['val_miou']):.4f} and validation loss" in said.out
     assert main(["evaluate", "run", "--split", "val"]) == 0
     folder = tmp_path / "run" / "evaluation"
     plain = json.loads((folder / "val" / "metrics.json").read_text())

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     )
     if recipe is None:
         return 0
+    from vitrail.train.callbacks.progress import METRICS, shown_metric
     from vitrail.train.environment import is_first_process
     from vitrail.train.fit import train
 
@@ -30,10 +31,12 @@ def main(argv: list[str]) -> int:
     metrics = run.read_metrics()
     column = metrics[recipe.trainer.monitor]
     row = int(column.argmin() if recipe.trainer.monitor == "val_loss" else column.argmax())
-    best = metrics.iloc[row]
+    best = metrics.iloc[row].to_dict()
+    name = shown_metric(recipe.trainer.monitor, best)
+    assert name is not None, "training with labels measures one"
     print(
-        f"{run}: {plural(len(metrics), 'epoch')}; best epoch {int(best['epoch']) + 1} with validation accuracy "
-        f"{best['val_accuracy']:.4f} and loss {best['val_loss']:.4f}"
+        f"{run}: {plural(len(metrics), 'epoch')}; best epoch {int(best['epoch']) + 1} with {METRICS[name]} "
+        f"{best[name]:.4f} and validation loss {best['val_loss']:.4f}"
     )
     print_next(["vitrail", "evaluate", run])
     return 0

@@ -39,7 +39,7 @@ _KEYS = {
     "metric": "measure of the comparison",
     "against": "variant that all others are compared with; by default every pair",
     "tta": "test-time augmentation",
-    "tests": "name -> settings of the evaluation; each variant is tested in each way",
+    "tests": "name -> evaluate.tta, and changes (dotted settings of training); each variant is tested in each way",
     "alpha": "significance level over all comparisons (family-wise)",
     "margin": "largest difference that counts as equal; by default equality is not tested",
     "speed": "whether to time the variants' models in alternation (true or false)",
@@ -346,20 +346,26 @@ def _read_variants(
             if wanted not in pretrained:
                 raise ConfigError(f"{where}: model.weights {weights!r} names no entry of pretrained"
                                   f"{closest(wanted, pretrained)}")  # fmt: skip
-        for test, views in (tests or {"": tta}).items():
-            shown = changes if views == "none" else {**changes, "evaluate.tta": views}
-            result.append(Variant(f"{name}, {test}" if test else str(name), recipe, shown, views, str(name), test))
+        for test, (views, more) in (tests or {"": (tta, {})}).items():
+            trained = recipe
+            if more:
+                layers = [*shared, changes, more, extra]
+                trained = _read_recipe(_read_base(file, base, where, bases), layers, f"{file}: tests.{test}")
+            shown = changes | dict(more) | ({} if views == "none" else {"evaluate.tta": views})
+            result.append(Variant(f"{name}, {test}" if test else str(name), trained, shown, views, str(name), test))
     return tuple(result)
 
 
-def _read_tests(given: Any, content: Mapping[str, Any], file: Path) -> dict[str, str]:
-    """Read the tests of a suite: name -> test-time augmentation."""
+def _read_tests(given: Any, content: Mapping[str, Any], file: Path) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Read the tests of a suite: name -> test-time augmentation, and settings of the runs that are trained for it."""
     tests = {}
     for name, settings in _mapping(given, f"{file}: tests").items():
         where = f"{file}: tests.{name}"
-        _check_keys(_mapping(settings, where), ("evaluate.tta",), f"{where}: unknown key ")
-        tests[str(name)] = _text(_mapping(settings, where).get("evaluate.tta", "none"), f"{where}.evaluate.tta")
-        tta_views(tests[str(name)])
+        own = _mapping(settings, where)
+        _check_keys(own, ("evaluate.tta", "changes"), f"{where}: unknown key ")
+        views = _text(own.get("evaluate.tta", "none"), f"{where}.evaluate.tta")
+        tta_views(views)
+        tests[str(name)] = views, _mapping(own.get("changes"), f"{where}.changes")
     if tests and "tta" in content:
         raise ConfigError(f"{file}: tta and tests both set the evaluation; leave one of them out")
     return tests

@@ -28,6 +28,7 @@ from vitrail.data.sources.class_folders import (
     splits_of_rows,
 )
 from vitrail.data.sources.encoded import StoredSource
+from vitrail.data.sources.listed_files import refuse_repeated
 from vitrail.errors import ConfigError, DataError
 
 Array = npt.NDArray[Any]
@@ -214,7 +215,9 @@ class PointFileSource(PointSource):
         self.keys = [row["path"] for row in rows]
         self.given_split = splits_of_rows(rows, path)
         self.groups = groups_of_rows(rows)
-        return [path.parent / row["path"] for row in rows], labels_of_rows(rows, path, "point clouds")
+        files, labels = [path.parent / key for key in self.keys], labels_of_rows(rows, path, "point clouds")
+        refuse_repeated(path, self.keys, files, labels, "point cloud")
+        return files, labels
 
     def _read_arrays(self, path: Path, part: str | None) -> tuple[list[CloudFile], list[str]]:
         try:

@@ -1,14 +1,15 @@
-"""Find image files by the names in a table."""
+"""Find the files that a table lists."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vitrail.data.image_errors import SKIP, head
 from vitrail.data.listing import list_files
-from vitrail.errors import DataError
+from vitrail.errors import DataError, plural
 
 
 class ListedFiles:
@@ -114,3 +115,51 @@ def _name(path: str) -> str:
 
 def _stem(path: str) -> str:
     return PurePosixPath(path).stem
+
+
+def rows_by_file(files: Sequence[Path]) -> dict[Path, list[int]]:
+    """Return the rows of each file, links in its folder's path resolved."""
+    rows: dict[Path, list[int]] = {}
+    folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
+    for i, file in enumerate(files):
+        rows.setdefault(folders[file.parent] / file.name, []).append(i)
+    return rows
+
+
+def refuse_repeated(
+    table: Path,
+    names: Sequence[str],
+    files: Sequence[Path],
+    labels: Sequence[Any],
+    noun: str,
+    remedy: str = "",
+) -> None:
+    """Refuse a table that lists a file more than once.
+
+    Args:
+        table: The table, for the error.
+        names: The files as the table names them.
+        files: The file of each row.
+        labels: Label of each row.
+        noun: What a row lists, for the error.
+        remedy: What to do where labels differ, besides leaving rows out.
+
+    Raises:
+        DataError: A file of several rows; the message names those of different labels first.
+    """
+    repeated = {names[rows[0]]: rows for rows in rows_by_file(files).values() if len(rows) > 1}
+    if not repeated:
+        return
+    differing = {
+        name: sorted({str(labels[i]) for i in rows})
+        for name, rows in repeated.items()
+        if len({labels[i] for i in rows}) > 1
+    }
+    many = f"{table} lists {plural(len(repeated), noun)} more than once"
+    if differing:
+        first = [f"{name} ({', '.join(own)})" for name, own in differing.items()]
+        raise DataError(
+            f"{many}, {len(differing)} of them with different labels: {head(first)}; keep one row each"
+            + (f", or {remedy}" if remedy else "")
+        )
+    raise DataError(f"{many}: {head(list(repeated))}; keep one row each")

@@ -11,11 +11,13 @@ from vitrail.data.file_reader import FileReader
 from vitrail.data.image_errors import head
 from vitrail.data.sources.columns import describe_unused, find_column, groups_of_cells, splits_of_cells
 from vitrail.data.sources.files import FileSource
-from vitrail.data.sources.listed_files import ListedFiles
+from vitrail.data.sources.listed_files import ListedFiles, refuse_repeated, rows_by_file
 from vitrail.data.sources.patterns import by_pattern
 from vitrail.data.sources.table_file import Cell, Table, TableForm, read_table
 from vitrail.errors import ConfigError, DataError, closest
 
+# Remedy for rows of one image whose labels differ.
+_ALL_LABELS = "give each image the labels of all its rows (data.classes.multi_label true, task.loss bce)"
 _PRINTED_LIST = re.compile(r"\[.*\]|\{['\"].*['\"]\}|\(['\"].*\)", re.DOTALL)
 
 
@@ -74,7 +76,7 @@ class TableSource(FileSource):
         if form.multi_label:
             kept, labels = _join_rows(file, files, labels, splits, groups)
         else:
-            _refuse_repeated(file, paths, files, labels)
+            refuse_repeated(file, paths, files, labels, "image", _ALL_LABELS)
         rules = rules or ClassRules(known=None if classes is None else tuple(classes))
         found = resolve_classes(count_labels(labels), rules, file)
         rows = [(splits[i], name, files[i]) for i, name in zip(kept, found.named(labels), strict=True)]
@@ -224,35 +226,6 @@ def _several(cell: Label, separator: str | None) -> tuple[Label, ...]:
     return tuple(dict.fromkeys(name for part in parts if (name := clean_name(part))))
 
 
-def _rows_by_file(files: Sequence[Path]) -> dict[Path, list[int]]:
-    rows: dict[Path, list[int]] = {}
-    folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
-    for i, file in enumerate(files):
-        rows.setdefault(folders[file.parent] / file.name, []).append(i)
-    return rows
-
-
-def _refuse_repeated(
-    file: Path, paths: Sequence[str], files: Sequence[Path], labels: Sequence[Label | tuple[Label, ...]]
-) -> None:
-    repeated = {paths[rows[0]]: rows for rows in _rows_by_file(files).values() if len(rows) > 1}
-    if not repeated:
-        return
-    differing = {
-        name: sorted({str(labels[i]) for i in rows})
-        for name, rows in repeated.items()
-        if len({labels[i] for i in rows}) > 1
-    }
-    if differing:
-        first = [f"{name} ({', '.join(own)})" for name, own in differing.items()]
-        raise DataError(
-            f"{file} lists {len(repeated)} images more than once, {len(differing)} of them with different labels: "
-            f"{head(first)}; keep one row each, or give each image the labels of all its rows "
-            "(data.classes.multi_label true, task.loss bce)"
-        )
-    raise DataError(f"{file} lists {len(repeated)} images more than once: {head(list(repeated))}; keep one row each")
-
-
 def _join_rows(
     file: Path,
     files: Sequence[Path],
@@ -261,7 +234,7 @@ def _join_rows(
     groups: Sequence[str] | None,
 ) -> tuple[list[int], list[Label | tuple[Label, ...]]]:
     """Merge the rows of each image: the first row, with the labels of all."""
-    rows = list(_rows_by_file(files).values())
+    rows = list(rows_by_file(files).values())
     torn = [
         str(files[own[0]]) for own in rows if len({(splits[i], None if groups is None else groups[i]) for i in own}) > 1
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,15 +20,29 @@ from vitrail.train.callbacks.metrics import EpochMetrics
 _COLUMNS, _LINES = 80, 24
 # Seconds between readings of the loss; each synchronises with the GPU.
 _READ_EVERY = 0.5
-_METRICS = {
+# Metric of an epoch -> its name for people; the first that is measured is shown where the monitor is none of them.
+METRICS = {
     "val_map": "mean average precision",
-    "val_accuracy": "validation accuracy",
     "val_miou": "mean IoU",
+    "val_accuracy": "validation accuracy",
     "val_balanced_accuracy": "balanced accuracy",
     "val_f1_macro": "macro F1",
     "knn_accuracy": "kNN accuracy",
     "probe_accuracy": "linear probe accuracy",
 }
+
+
+def shown_metric(monitor: str | None, row: Mapping[str, Any]) -> str | None:
+    """Choose the metric of an epoch that people are shown.
+
+    Args:
+        monitor: Metric that chooses the best epoch, shown unless it is a loss or was not measured.
+        row: Values of the epoch.
+
+    Returns:
+        A key of :data:`METRICS`; None where none was measured.
+    """
+    return next((name for name in (monitor, *METRICS) if name in row and name in METRICS), None)
 
 
 class Progress(Callback):
@@ -37,7 +52,7 @@ class Progress(Callback):
 
     Args:
         metrics: Rows of the epochs.
-        monitor: Metric to show; the accuracy if this is a loss or is not measured.
+        monitor: Metric that chooses the best epoch; see :func:`shown_metric`.
         noun: What the inputs are.
     """
 
@@ -116,20 +131,17 @@ class Progress(Callback):
         if not self._metrics.rows:
             return []
         row = self._metrics.rows[-1]
-        names = [name for name in ("val_loss", self._metric(row)) if name is not None and name in row]
+        names = [name for name in ("val_loss", shown_metric(self._monitor, row)) if name is not None and name in row]
         return [f"{name} {row[name]:.3f}" for name in names]
-
-    def _metric(self, row: dict[str, Any]) -> str | None:
-        return next((name for name in (self._monitor, *_METRICS) if name in row and name in _METRICS), None)
 
     def _line(self, trainer: Trainer) -> str:
         row = self._metrics.rows[-1]
         parts = [f"training loss {row['train_loss']:.4f}"]
         if "val_loss" in row:
             parts.append(f"validation loss {row['val_loss']:.4f}")
-        metric = self._metric(row)
+        metric = shown_metric(self._monitor, row)
         if metric is not None:
-            parts.append(f"{_METRICS[metric]} {row[metric]:.4f}")
+            parts.append(f"{METRICS[metric]} {row[metric]:.4f}")
         parts.append(f"{row['train_images_per_second']:,.0f} {self._noun}/s")
         return f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {', '.join([*parts, *self._left(trainer)])}"
 
