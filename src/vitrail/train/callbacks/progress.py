@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Container
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -32,12 +32,12 @@ METRICS = {
 }
 
 
-def shown_metric(monitor: str | None, row: Mapping[str, Any]) -> str | None:
+def shown_metric(monitor: str | None, row: Container[Any]) -> str | None:
     """Choose the metric of an epoch that people are shown.
 
     Args:
         monitor: Metric that chooses the best epoch, shown unless it is a loss or was not measured.
-        row: Values of the epoch.
+        row: Values that the epoch has.
 
     Returns:
         A key of :data:`METRICS`; None where none was measured.
