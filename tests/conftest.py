@@ -69,6 +69,15 @@ def _seeded():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _own_counts(tmp_path_factory):
+    """Counted frames of the tests' videos stay out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitrail.data.video.counts.cache_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _measured_once():
     """Computed once for all runs: the copies among the digits. Images a second: from a few small passes."""
     from vitrail.bench import efficiency

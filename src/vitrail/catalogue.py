@@ -12,7 +12,6 @@ import fnmatch
 import functools
 import importlib.resources
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import vitrail
 from vitrail.errors import ConfigError, RunError, closest
-from vitrail.files import write_text
+from vitrail.files import cache_folder, write_text
 from vitrail.plugins import FAMILIES, digest_plugins, find_plugins
 
 PUBLISHED_NOTE = "top-1: ImageNet-1k accuracy in per cent as published by the authors, not measured by vitrail"
@@ -246,14 +245,15 @@ def read_catalogue(describe_foreign: Callable[[], Catalogue] | None = None) -> C
     entries = find_plugins(FAMILIES)
     if describe_foreign is None or not entries:
         return own
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vitrail"
-    file = cache / f"catalogue-{digest_plugins(entries, vitrail.__version__)}.json"
-    foreign = _cached(file)
+    cache = cache_folder()
+    file = None if cache is None else cache / f"catalogue-{digest_plugins(entries, vitrail.__version__)}.json"
+    foreign = None if file is None else _cached(file)
     if foreign is None:
         foreign = describe_foreign()
-        # A cache that cannot be written costs the time of the next call, nothing else.
-        with contextlib.suppress(RunError, OSError):
-            write_text(file, to_json(foreign))
+        if file is not None:
+            # A cache that cannot be written costs the time of the next call, nothing else.
+            with contextlib.suppress(RunError, OSError):
+                write_text(file, to_json(foreign))
     families, variants = {**own.families, **foreign.families}, {**own.variants, **foreign.variants}
     return Catalogue(dict(sorted(families.items())), dict(sorted(variants.items())))
 

@@ -87,6 +87,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def cache_folder() -> Path | None:
+    """Return the user's folder of cached files, which may be deleted at any time; None where there is no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vitrail"
+    except RuntimeError:
+        return None
+
+
 def file_names(keys: Sequence[str]) -> list[str]:
     """Make a file name for each image: its own, or with its folder or a number where several images share it."""
     stems = [_safe(Path(key).stem) for key in keys]

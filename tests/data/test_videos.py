@@ -87,7 +87,7 @@ def test_a_file_is_counted_once_for_all_of_its_clips(tmp_path, monkeypatch):
         counted.append(path)
         return index_video(path, folder_rate)
 
-    monkeypatch.setattr("vitrail.data.video.source.index_video", count)
+    monkeypatch.setattr("vitrail.data.video.counts.index_video", count)
     for name in "ab":
         _pictures(tmp_path / name, 50)
     rows = [f"{name},{label},{i},{i + 1}" for i, label in enumerate("xy") for name in "ab"]

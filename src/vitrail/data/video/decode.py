@@ -36,12 +36,19 @@ class VideoIndex:
         times: Time of each frame in seconds, from 0, in order.
         stamps: Time stamp of each frame as the file has it; the pictures' names for a folder.
         size: Height and width of a frame.
+        unit: Seconds of one unit of the stamps; of a folder those of a frame.
     """
 
     path: Path
     times: tuple[float, ...]
     stamps: tuple[Any, ...]
     size: tuple[int, int]
+    unit: float = 1.0
+
+    @classmethod
+    def of_stamps(cls, path: Path, stamps: Sequence[int], unit: float, size: tuple[int, int]) -> VideoIndex:
+        """Make the index of a file from the time stamps of its frames, in order."""
+        return cls(path, tuple((s - stamps[0]) * unit for s in stamps), tuple(stamps), size, unit)
 
     @property
     def duration(self) -> float:
@@ -88,12 +95,12 @@ def index_video(path: Path, folder_rate: float | None = None) -> VideoIndex:
             raise DataError(f"{path} has no pictures")
         size = image_size(files[0])
         rate = folder_rate or _FOLDER_RATE
-        return VideoIndex(path, tuple(i / rate for i in range(len(files))), tuple(files), size)
+        return VideoIndex(path, tuple(i / rate for i in range(len(files))), tuple(files), size, 1 / rate)
     av = import_extra("av", "video")
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(path, container)
-            base = float(stream.time_base or 1)
+            unit = float(stream.time_base or 1)
             stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None and p.size)
         with av.open(str(path)) as container:
             frames = container.decode(_video_stream(path, container))
@@ -107,7 +114,7 @@ def index_video(path: Path, folder_rate: float | None = None) -> VideoIndex:
     if first is None or not stamps:
         raise DataError(f"{path} has no frames")
     size = (first.width, first.height) if _quarter_turns(first) % 2 else (first.height, first.width)
-    return VideoIndex(path, tuple((s - stamps[0]) * base for s in stamps), tuple(stamps), size)
+    return VideoIndex.of_stamps(path, stamps, unit, size)
 
 
 def read_frames(

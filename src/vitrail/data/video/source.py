@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,8 @@ from vitrail.data.sources.class_folders import (
 )
 from vitrail.data.sources.encoded import StoredSource
 from vitrail.data.thumbnails import Thumbnails, thumbnails
-from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video, read_frames
+from vitrail.data.video.counts import index_videos
+from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, read_frames
 from vitrail.data.video.sampling import Position, random_position, view_positions
 from vitrail.errors import ConfigError, DataError, few
 
@@ -106,9 +105,7 @@ class VideoSource(StoredSource):
         for row in listed:
             if rate is not None or row.timed:
                 require_times(config, row.path, f"data.video.fps {rate:g}" if rate else f"the times of {row.key}")
-        index_one = partial(_index_or_fault, folder_rate=config.video.folder_fps)
-        with ThreadPoolExecutor() as pool:
-            found = dict(zip(paths, pool.map(index_one, paths), strict=True))
+        found = index_videos(paths, config.video.folder_fps)
         rows, indices = [], []
         faults: list[tuple[str, str]] = []
         for row in listed:
@@ -297,14 +294,6 @@ def _groups(rows: Sequence[_Row], table: Path) -> list[str] | None:
     if not given and len({row.path for row in rows}) == len(rows):
         return None
     return [given.get(row.path, str(row.path)) for row in rows]
-
-
-def _index_or_fault(path: Path, folder_rate: float | None) -> VideoIndex | str:
-    """Count the frames of a clip's file or folder; the reason where that is impossible."""
-    try:
-        return index_video(path, folder_rate)
-    except DataError as error:
-        return str(error).removeprefix(f"{path} ")
 
 
 def _list_files(paths: Sequence[str | Path], classes: Sequence[str]) -> list[_Row]:
