@@ -1,5 +1,7 @@
 """Engine of OpenVINO: the precision that it computes in is the one asked for."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,46 @@ def _has_bf16():
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def mixed(factor):
+    """A model of two inputs, of which one may be empty: products of all rows, and the sum of each."""
+    import openvino
+
+    operations = importlib.import_module("openvino.opset13")
+    inputs = [operations.parameter([-1, 4], np.float32, name=name) for name in ("x", "y")]
+    for own, name in zip(inputs, "xy", strict=True):
+        own.output(0).set_names({name})
+    rows = operations.concat(inputs, axis=0)
+    product = operations.matmul(rows, operations.constant(factor), False, False)
+    total = operations.reduce_sum(product, operations.constant(np.array([1])))
+    product.output(0).set_names({"product"})
+    total.output(0).set_names({"total"})
+    return openvino.Model([product, total], inputs, "mixed")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
+def test_batches_that_are_split_over_streams_keep_their_order(threads, count):
+    generator = np.random.default_rng(threads * 10 + count)
+    factor = generator.standard_normal((4, 5)).astype(np.float32)
+    engine = OpenVINOEngine(mixed(factor), threads=threads)
+    x = generator.standard_normal((count, 4)).astype(np.float32)
+    for inputs in ({"x": x, "y": x[:0]}, {"x": x[:0], "y": x}):
+        for _ in range(2):
+            outputs = engine.run(inputs)
+            np.testing.assert_allclose(outputs["product"], x @ factor, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(outputs["total"], (x @ factor).sum(1), rtol=1e-4, atol=1e-5)
+    assert (engine._streams is not None) == (1 < threads <= count)
+
+
+def test_a_batch_after_one_that_failed():
+    engine = OpenVINOEngine(mixed(np.ones((4, 2), np.float32)), threads=2)
+    x = np.ones((4, 4), np.float32)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            engine.run({"x": x[:, :3], "y": x[:0, :3]})
+        assert (engine.run({"x": x, "y": x[:0]})["product"] == 4).all()
 
 
 def test_bf16_is_computed_where_the_processor_can():

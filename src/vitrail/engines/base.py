@@ -28,7 +28,8 @@ class Engine(Protocol):
         """Run a batch.
 
         Args:
-            inputs: Arrays by name, of the types and shapes in export.json; engines do not check them.
+            inputs: Arrays by name, of the types and shapes in export.json; engines do not check them. Those of one
+                entry hold the batch, the others are empty.
 
         Returns:
             Outputs by name.
