@@ -287,6 +287,38 @@ def test_as_few_layers_as_hold_the_bound_are_restored(monkeypatch, needed, secon
     assert found.restored == tuple(f"layer{i}" for i in range(len(found.restored)))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "change", "tried"),
+    [
+        # 10 s a variant, 40 s the full correction, 30 s the restoration of a model that misses its bound.
+        (1000, 0.1, [0.95, 0.5, None, 0.95]),
+        (45, 0.1, [0.95, 0.5, None]),
+        (25, 0.1, [0.95, 0.5]),
+        (1000, 0.9, [0.95, 0.5, None, 0.95]),
+        (95, 0.9, [0.95, 0.5, None]),
+        (55, 0.9, [0.95, 0.5]),
+        (45, 0.9, [0.95]),
+        (25, 0.9, [0.95, 0.5]),  # no restoration fits
+    ],
+)
+def test_other_variants_leave_time_to_restore_layers(monkeypatch, seconds, change, tried):
+    module = importlib.import_module("vitrail.deploy.export.quantize")
+    now, schemes = [0.0], []
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    made = _Quantization.__new__(_Quantization)
+    made.settings, made.report, made.start = QuantizeSettings(budget=seconds), lambda line: None, 0.0
+    made.enough, made.left_out, made.empty = (lambda change: change.mean < 0.5), [], []
+
+    def variant(scheme):
+        now[0] += 10
+        schemes.append(scheme.smooth)
+        return _Variant(scheme, (), None, Change(10, change + 0.001 * len(schemes), 1.0, 0), None, {}, 10)
+
+    made._variant = variant
+    assert made._best_variant().scheme.smooth == 0.95
+    assert schemes == tried
+
+
 def test_variants_are_ranked_by_the_mean_change_of_those_that_hold_the_bound():
     made = _Quantization.__new__(_Quantization)
     made.enough = lambda change: change.misses <= 1

@@ -35,6 +35,8 @@ from vitrail.errors import plural
 from vitrail.extras import import_extra
 
 _PROBABILITIES = "probabilities"
+# Time to restore layers, in times of a variant: one to rank them, one to restore some, and the measurements.
+_RESTORATION = 3
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class _Quantization:
         best: _Variant | None = None
         longest = 0.0
         for index, smooth in enumerate(self.settings.smooth):
-            if best is not None and not self._fits(longest):
+            if best is not None and not self._fits(longest + self._restoration(best)):
                 self.report("no time for further variants of int8")
                 further = [Scheme(later) for later in self.settings.smooth[index:]]
                 self.left_out += [(scheme.name, longest) for scheme in further]
@@ -233,7 +235,7 @@ class _Quantization:
         # the time was measured.
         if self.empty:
             self.report(f"no full bias correction: calibration has no images for the input {', '.join(self.empty)}")
-        elif self._fits(4 * longest):
+        elif self._fits(4 * longest + self._restoration(best)):
             found = self._variant(Scheme(best.scheme.smooth, full_correction=True))
             best = self._better(best, found)
         else:
@@ -241,11 +243,16 @@ class _Quantization:
             self.left_out.append((Scheme(best.scheme.smooth, full_correction=True).name, 4 * longest))
         return best
 
+    def _restoration(self, best: _Variant) -> float:
+        """Seconds that other trials leave to the restoration, which gains most; 0 if it is not needed or cannot fit."""
+        needed = _RESTORATION * best.seconds
+        return needed if not self.enough(best.change) and self._fits(needed) else 0.0
+
     def _restore(self, best: _Variant) -> _Variant:
         """Return the layers with the largest effect to floating point, until the bound holds or the budget ends."""
-        if not self._fits(3 * best.seconds):  # one to rank, one to restore, and what ranking takes
+        if not self._fits(_RESTORATION * best.seconds):
             self.report("no time to restore layers")
-            self.left_out.append(("layers restored to floating point", 3 * best.seconds))
+            self.left_out.append(("layers restored to floating point", _RESTORATION * best.seconds))
             return best
         ranked, groups = self._rank(best)
         # Without any group nothing would be left in int8.
