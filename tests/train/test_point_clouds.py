@@ -4,7 +4,6 @@ import csv
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -64,41 +63,6 @@ def test_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     recorded = json.loads((tmp_path / "run" / "evaluation" / "robustness.json").read_text())["rotations"]
     assert recorded["deviation_of_logits"] < 1e-3
     assert (tmp_path / "run" / "evaluation" / "mistakes.png").is_file()
-
-
-def test_parts_by_every_verb(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", *VNT, *SMALL, *PARTS, "--data.points.drop", "0.2"]) == 0
-    card = json.loads((tmp_path / "run" / "model.json").read_text())
-    assert card["settings"]["per_point"] is True
-    assert "cone base" in card["classes"]
-    with (tmp_path / "run" / "metrics.csv").open() as stream:
-        (row,) = csv.DictReader(stream)
-    said = capsys.readouterr()
-    assert f"mean IoU {float(row['val_miou']):.4f}" in said.err
-    assert f"best epoch 1 with mean IoU {float(row['val_miou']):.4f} and validation loss" in said.out
-    assert main(["evaluate", "run", "--split", "val"]) == 0
-    folder = tmp_path / "run" / "evaluation"
-    plain = json.loads((folder / "val" / "metrics.json").read_text())
-    assert plain["miou"] == pytest.approx(float(row["val_miou"]), abs=1e-5)
-    assert plain["accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-5)
-    assert f"mIoU {plain['miou']:.4f} (95 % interval" in capsys.readouterr().out
-    assert {path.name for path in (folder / "val").iterdir()} >= {"parts.csv", "clouds.csv", "parts.png"}
-    assert main(["evaluate", "run", "--split", "val", "--tta", "so3"]) == 0
-    turned = json.loads((folder / "val-so3" / "metrics.json").read_text())
-    assert turned["miou"] == pytest.approx(plain["miou"], abs=1e-3)
-    assert turned["points"] == plain["points"] == 24 * plain["images"]
-    cloud = np.random.default_rng(0).normal(size=(20, 3)) * 7 + 100
-    np.savetxt("cloud.xyz", cloud)
-    assert main(["predict", "run", "cloud.xyz", "--out", "points.csv"]) == 0
-    table = pd.read_csv("points.csv")
-    assert table.columns.tolist() == ["path", "x", "y", "z", "class", "probability"]
-    assert np.allclose(table[["x", "y", "z"]], cloud, atol=1e-4)
-    assert set(table["class"]) <= set(card["classes"])
-    capsys.readouterr()
-    for words in ("explain run --out e", "report run", "evaluate run --missing"):
-        assert main(words.split()) != 0
-        assert "labels points" in capsys.readouterr().err, words
 
 
 @pytest.mark.parametrize(

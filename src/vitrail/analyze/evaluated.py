@@ -21,7 +21,7 @@ from vitrail.evaluate.run import OTHER
 from vitrail.figures.clouds import show_inputs
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import as_recorded, has_other_paths, open_images, open_prepared
-from vitrail.runs.trained import TrainedModel, load_trained, refuse_per_point
+from vitrail.runs.trained import TrainedModel, load_trained
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Evaluation:
         return str(self.metrics["name"])
 
     @property
+    def per_point(self) -> bool:
+        """Whether the run labels points."""
+        return bool(self.run.read_json(self.run.card).get("settings", {}).get("per_point", False))
+
+    @property
     def multi_label(self) -> bool:
         """Whether the run's targets are multi-label."""
         return self.run.read_json(self.run.card).get("label_separator") is not None
@@ -55,7 +60,6 @@ class Evaluation:
         Raises:
             RunError: It is damaged, or of other weights than the run holds.
         """
-        refuse_per_point(run.read_json(run.card).get("settings", {}), run)
         return cls(run, EvaluationFiles(folder), run.read_measures(folder))
 
     def of_these_weights(self, content: Mapping[str, Any]) -> bool:

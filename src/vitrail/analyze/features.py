@@ -82,7 +82,7 @@ def open_space(
         DataError: Missing images, images without labels, of other bands, or too few.
     """
     trained = load_trained(run)
-    refuse_per_point(trained.card.settings, run)
+    refuse_per_point(trained.card.settings, run, "features")
     card = trained.card
     other = owner is not None and owner.path.resolve() != run.path.resolve()
     opened = open_images(owner if owner is not None and other else run, card, data, own, verb="features")

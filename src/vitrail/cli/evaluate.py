@@ -240,8 +240,8 @@ def _with_model(
             print(run.reword(line))
     if evaluated.trained.card.per_point:
         _print_parts(run, metrics)
-        print(f"written to {evaluated.folder}: metrics.json, parts.csv, clouds.csv, parts.png")
-        print_next(["vitrail", "predict", run, "FILES", "--out", "points.csv"])
+        print(f"written to {evaluated.folder}: metrics.json, parts.csv, clouds.csv, confusion.csv, parts.png")
+        print_next(["vitrail", "report", run], ["vitrail", "predict", run, "FILES", "--out", "points.csv"])
         return 0
     _print_metrics(run, metrics)
     _draw_mistakes(evaluated, metrics)

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     if arguments.method:
         check_methods(arguments.method, settings)  # before the model is read
     trained = load_trained(arguments.run)
-    refuse_per_point(trained.card.settings, arguments.run)
+    refuse_per_point(trained.card.settings, arguments.run, "explain")
     arguments.method = arguments.method or [default_method(trained.model)]
     methods = check_methods(arguments.method, settings)
     target = None if arguments.target is None else find_class(arguments.target, trained.card, arguments.method)

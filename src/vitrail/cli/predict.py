@@ -155,7 +155,7 @@ def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData
         data = for_files(exported.reading, arguments)
         return None, exported, open_files(exported.card, data, arguments.images, spectral=arguments.spectral)
     run = RunFolder.open(arguments.run)
-    trained = load_classifier(run, per_point=True).to(choose_device(arguments.device))
+    trained = load_classifier(run).to(choose_device(arguments.device))
     _check_needs(arguments, trained.card)
     data = data_for_files(run, arguments)
     return run, trained, open_files(trained.card, data, arguments.images, spectral=arguments.spectral)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from vitrail.bootstrap import Bootstrap, Interval
 from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError
 from vitrail.figures.clouds import parts_figure
-from vitrail.figures.write import write_figure
 from vitrail.files import write_text
+from vitrail.runs.folder import EvaluationFiles
 from vitrail.runs.trained import TrainedModel
 
 Ints = npt.NDArray[np.int64]
-# Clouds of the picture.
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -119,63 +117,104 @@ def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap
     return found
 
 
-def measure_parts(
-    trained: TrainedModel,
-    clouds: ImageData,
-    split: str,
-    folder: Path,
-    tta: str,
-    bootstrap_of: Callable[[pd.DataFrame], Bootstrap | None],
-) -> dict[str, Any]:
-    """Label the points of a split and measure the labels; writes parts.csv, clouds.csv and parts.png.
+def count_table(table: pd.DataFrame, num_parts: int) -> PartCounts:
+    """Count the points of saved predictions (:meth:`vitrail.runs.folder.RunFolder.write_part_predictions`)."""
+    known = [parts >= 0 for parts in table["parts"]]
+    true, predicted = (
+        [labels[own] for labels, own in zip(table[name], known, strict=True)] for name in ("parts", "predicted")
+    )
+    return PartCounts.of(true, predicted, num_parts)
+
+
+def confusion_of_parts(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Count the labelled points of saved predictions by true part (rows) and predicted part (columns)."""
+    true, predicted = (np.concatenate(table[name].to_list()) for name in ("parts", "predicted"))
+    known = true >= 0
+    pairs = true[known] * len(names) + predicted[known]
+    counts = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
+    return pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=list(names))
+
+
+def predict_parts(trained: TrainedModel, clouds: ImageData, split: str, tta: str = "none") -> pd.DataFrame:
+    """Label the points of a split.
 
     Args:
         trained: A model that labels points.
         clouds: Clouds with labels of points.
         split: Their split.
-        folder: Folder of the evaluation.
         tta: Test-time augmentation.
-        bootstrap_of: Sets up the intervals for a table with ``index`` and ``path`` of each cloud.
 
     Returns:
-        The measures of :func:`part_measures`, and the number of clouds ("images") and points.
+        A row for each cloud: ``index``, ``path``, and the parts of its points by the model's numbers, ``parts`` and
+        ``predicted``, ``(N,)`` each; -1 for a point without a label, and where there is no point.
 
     Raises:
         DataError: No point of the split has a label, or parts that the run does not know.
     """
-    names = trained.card.classes
+    names, source = trained.card.classes, clouds.config.source
     unknown = [part for part in clouds.source.parts if part not in names]
     if unknown or not clouds.source.parts:
         what = f"the parts {', '.join(unknown)}, unknown to the run" if unknown else "no labels of points"
-        raise DataError(f"data.source {clouds.config.source} has {what}; data.points.part names the column of labels")
-    number = np.array([names.index(part) for part in clouds.source.parts])
-    order: list[int] = []
-    true: list[Ints] = []
-    predicted: list[Ints] = []
-    shown: list[npt.NDArray[Any]] = []
+        raise DataError(f"data.source {source} has {what}; data.points.part names the column of labels")
+    # -1, no label, is the last.
+    number = np.array([*(names.index(part) for part in clouds.source.parts), -1])
+    rows: list[dict[str, Any]] = []
     for batch in clouds.loader(split):
-        labels = trained.classify(batch, tta)[0].argmax(dim=-1).cpu().numpy()
-        order += batch["index"].tolist()
-        for own, part, points in zip(labels, batch["parts"].numpy(), batch["points"].numpy(), strict=True):
-            real = part >= 0
-            true.append(number[part[real]])
-            predicted.append(own[real])
-            if len(shown) < _SHOWN:
-                shown.append(points[real])
-    if not any(map(len, true)):
-        raise DataError(f"split {split} of data.source {clouds.config.source} has no point with a label; add some")
-    counts = PartCounts.of(true, predicted, len(names))
-    table = pd.DataFrame({"index": order, "path": [clouds.source.keys[i] for i in order]})
-    measures = part_measures(counts, names, bootstrap_of(table))
-    table["points"] = counts.true.sum(axis=1)
-    table["accuracy"] = _ratio(counts.both.sum(axis=1), counts.true.sum(axis=1))
-    table["miou"] = counts.of_clouds()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "parts.csv", pd.DataFrame(measures["parts"]).to_csv(index=False))
-    write_text(folder / "clouds.csv", table.to_csv(index=False))
-    figures = ["no labels" if np.isnan(miou) else f"mIoU {miou:.2f}" for miou in table["miou"]]
-    titles = [f"{key}: {figure}" for key, figure in zip(table["path"], figures, strict=True)]
-    num_shown = len(shown)
-    figure = parts_figure(shown, (true[:num_shown], predicted[:num_shown]), names, titles[:num_shown])
-    write_figure(figure, folder / "parts.png", 110)
-    return {**measures, "images": len(order), "points": int(counts.true.sum())}
+        labels = trained.classify(batch, tta)[0].argmax(dim=-1).cpu()
+        labels[batch["points"][..., 0].isnan()] = -1
+        for index, own, part in zip(batch["index"].tolist(), labels.numpy(), batch["parts"].numpy(), strict=True):
+            rows.append({"index": index, "path": clouds.source.keys[index], "parts": number[part], "predicted": own})
+    table = pd.DataFrame(rows)
+    if not any((parts >= 0).any() for parts in table["parts"]):
+        raise DataError(f"split {split} of data.source {source} has no point with a label; add some")
+    return table
+
+
+def measure_parts(
+    table: pd.DataFrame, names: Sequence[str], files: EvaluationFiles, bootstrap: Bootstrap | None
+) -> dict[str, Any]:
+    """Measure predicted labels of points; writes parts.csv, clouds.csv and confusion.csv.
+
+    Args:
+        table: Result of :func:`predict_parts`.
+        names: Names of the parts.
+        files: Files of the evaluation.
+        bootstrap: Settings of the intervals over clouds or their groups.
+
+    Returns:
+        The measures of :func:`part_measures`, the number of clouds ("images") and of labelled points.
+    """
+    counts = count_table(table, len(names))
+    measures = part_measures(counts, names, bootstrap)
+    clouds = table[["index", "path"]].assign(
+        points=counts.true.sum(axis=1),
+        accuracy=_ratio(counts.both.sum(axis=1), counts.true.sum(axis=1)),
+        miou=counts.of_clouds(),
+    )
+    write_text(files.parts, pd.DataFrame(measures["parts"]).to_csv(index=False))
+    write_text(files.clouds, clouds.to_csv(index=False))
+    write_text(files.confusion, confusion_of_parts(table, names).to_csv())
+    return {**measures, "images": len(table), "points": int(counts.true.sum())}
+
+
+def draw_parts(clouds: ImageData, table: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Draw the true and the predicted parts of clouds.
+
+    Args:
+        clouds: The evaluated clouds.
+        table: Rows of :func:`predict_parts`, at least one.
+        names: Names of the parts.
+    """
+    points = clouds.load(table["index"].to_list())["points"].numpy()
+    known = [parts >= 0 for parts in table["parts"]]
+    measured = count_table(table, len(names)).of_clouds()
+    figures = ["no labels" if np.isnan(miou) else f"mIoU {miou:.2f}" for miou in measured]
+    return parts_figure(
+        [cloud[own] for cloud, own in zip(points, known, strict=True)],
+        (
+            [parts[own] for parts, own in zip(table["parts"], known, strict=True)],
+            [labels[own] for labels, own in zip(table["predicted"], known, strict=True)],
+        ),
+        names,
+        [f"{key}: {figure}" for key, figure in zip(table["path"], figures, strict=True)],
+    )

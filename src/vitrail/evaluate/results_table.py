@@ -11,28 +11,19 @@ import pandas as pd
 from vitrail.errors import RunError
 from vitrail.runs.folder import RunFolder
 
-RESULT_COLUMNS = (
-    "model",
-    "parameters",
-    "gmacs",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "f1_macro",
-    "train_images_per_second",
-    "inference_images_per_second",
-)
+_OF_CLASSES = ("accuracy", "accuracy_low", "accuracy_high", "f1_macro")
 
 
-def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
+def results_table(runs: Sequence[RunFolder], measures: Sequence[str] = _OF_CLASSES) -> pd.DataFrame:
     """Tabulate evaluated runs, one row each.
 
     Args:
         runs: Evaluated runs.
+        measures: Columns from metrics.json.
 
     Returns:
-        The columns of ``RESULT_COLUMNS``; ``model`` is the name of the run folder, training speed that of the median
-        epoch.
+        ``model`` (the name of the run folder), ``parameters``, ``gmacs``, the measures, ``train_images_per_second``
+        (of the median epoch) and ``inference_images_per_second``.
 
     Raises:
         RunError: A run is not trained or not evaluated.
@@ -41,7 +32,7 @@ def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
     for run in runs:
         metrics = read_evaluation(run)[1]
         curves = run.read_metrics()
-        lacking = [key for key in ("name", "images", "efficiency", "accuracy", "f1_macro") if key not in metrics]
+        lacking = [key for key in ("name", "images", "efficiency", *measures) if key not in metrics]
         if lacking or "train_images_per_second" not in curves:
             what = ", ".join(lacking) or "train_images_per_second"
             raise RunError(f"{run} was written by another program or version (no {what}); evaluate or train it again")
@@ -54,12 +45,12 @@ def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
                 "model": run.name,
                 "parameters": efficiency["parameters"],
                 "gmacs": round(efficiency["gmacs"], 6),
-                **{key: round(metrics[key], 4) for key in ("accuracy", "accuracy_low", "accuracy_high", "f1_macro")},
+                **{key: None if metrics[key] is None else round(metrics[key], 4) for key in measures},
                 "train_images_per_second": round(train_speed, 1),
                 "inference_images_per_second": round(efficiency["inference_images_per_second"], 1),
             }
         )
-    return pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
+    return pd.DataFrame(rows)
 
 
 def read_evaluation(run: RunFolder) -> tuple[Path, dict[str, Any]]:

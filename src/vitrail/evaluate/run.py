@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from vitrail.bench.efficiency import measure_efficiency
-from vitrail.bootstrap import Bootstrap
 from vitrail.config.data import DataConfig
 from vitrail.data.augment.directions import warn_mirrored
 from vitrail.data.augment.test_time import TURNED
@@ -22,8 +21,9 @@ from vitrail.data.split_checks import divided_groups
 from vitrail.data.video.sampling import average_views
 from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.metrics import is_correct
-from vitrail.evaluate.parts import measure_parts
+from vitrail.evaluate.parts import draw_parts, measure_parts, predict_parts
 from vitrail.evaluate.saved_predictions import (
+    ORIGIN,
     Averaged,
     HeldOut,
     Intervals,
@@ -33,6 +33,7 @@ from vitrail.evaluate.saved_predictions import (
     measure_saved,
     origin_of,
 )
+from vitrail.figures.write import write_figure
 from vitrail.models.modality import VIDEO, check_need
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import RunImages, open_images
@@ -41,6 +42,8 @@ from vitrail.runs.training_images import count_pretraining_images
 
 # Name of results on images some of which belong to the run.
 _MIXED = "mixed"
+# Clouds of parts.png.
+_SHOWN = 8
 # Prefix of the name of results on images that are not a split of the run.
 OTHER = "other"
 
@@ -138,7 +141,7 @@ def open_evaluation(
     tta: str = "none",
 ) -> Evaluated:
     """Open the model and the images of an evaluation; arguments and errors as in :func:`evaluate`."""
-    trained = load_classifier(run, per_point=True).to(choose_device(device))
+    trained = load_classifier(run).to(choose_device(device))
     if tta != "none":
         option = f"evaluate --tta {tta}" if tta in TURNED else "evaluate --tta"
         check_need(option, trained.card.modality, trained.card.name)
@@ -198,40 +201,48 @@ def measure(
     """
     run, trained, tta = evaluated.run, evaluated.trained, evaluated.tta
     if trained.card.per_point:
-        return _measure_parts(evaluated, data, intervals)
+        return _measure_parts(evaluated, data, intervals, memory)
     predict(run, trained, evaluated.images, evaluated.split, evaluated.name, tta)
     saved = SavedPredictions.read(run, evaluated.name)
     metrics = measure_saved(saved, _held_out(evaluated, own), evaluated.files, intervals.bootstrap(saved.table, data))
     metrics |= origin_of(saved)
     metrics["seen_in_pretraining"] = count_pretraining_images(run, evaluated.images, evaluated.split)
     metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
-    delete_stale_results(run, evaluated.files)
-    run.write_json(evaluated.files.metrics, metrics)
-    found = evaluated.images.recognition
-    if not evaluated.of_others and (not evaluated.opened.moved or found is None or not found.num_missing):
-        run.write_json(run.balance, _describe_data(evaluated.images))
+    _write_records(evaluated, metrics)
     return metrics
 
 
-def _measure_parts(evaluated: Evaluated, data: DataConfig, intervals: Intervals) -> dict[str, Any]:
-    """Measure labels of points, write metrics.json, and return its content."""
-    images, groups = evaluated.images, _groups(evaluated.images)
-
-    def bootstrap_of(table: pd.DataFrame) -> Bootstrap | None:
-        known = {} if groups is None else {"group": [groups[i] for i in table["index"]]}
-        return intervals.bootstrap(table.assign(**known), data)
-
-    counts = None if images.recognition is None else images.recognition.counts(images.indices(evaluated.split))
+def _measure_parts(evaluated: Evaluated, data: DataConfig, intervals: Intervals, memory: bool) -> dict[str, Any]:
+    """Measure labels of points, write predictions, tables and metrics.json, and return the content of the last."""
+    run, trained, images, files = evaluated.run, evaluated.trained, evaluated.images, evaluated.files
+    names = trained.card.classes
+    table = predict_parts(trained, images, evaluated.split, evaluated.tta)
+    groups = _groups(images)
+    own_groups = None if groups is None else [groups[i] for i in table["index"]]
+    origin = _origin(run, images, evaluated.split, evaluated.tta, table["index"])
+    columns = (table[name].to_list() for name in ("index", "path", "parts", "predicted"))
+    run.write_part_predictions(evaluated.name, *columns, own_groups, origin)
+    bootstrap = intervals.bootstrap(table if own_groups is None else table.assign(group=own_groups), data)
     metrics = {
         "name": evaluated.name,
-        "split": evaluated.split,
-        "tta": evaluated.tta,
-        "weights": evaluated.run.weights_hash(),
-        "trained_on": None if counts is None else counts["train"],
-        **measure_parts(evaluated.trained, images, evaluated.split, evaluated.folder, evaluated.tta, bootstrap_of),
+        **{key: origin[key] for key in ORIGIN},
+        **measure_parts(table, names, files, bootstrap),
+        "intervals": {} if bootstrap is None else bootstrap.describe(),
+        "seen_in_pretraining": count_pretraining_images(run, images, evaluated.split),
+        "efficiency": measure_efficiency(trained, memory_of=run.path if memory else None),
     }
-    evaluated.run.write_json(evaluated.files.metrics, metrics)
+    write_figure(draw_parts(images, table.head(_SHOWN), names), files.parts_sheet, 110)
+    _write_records(evaluated, metrics)
     return metrics
+
+
+def _write_records(evaluated: Evaluated, metrics: Mapping[str, Any]) -> None:
+    """Write metrics.json, and what is known of the run's own data where these are evaluated."""
+    run, found = evaluated.run, evaluated.images.recognition
+    delete_stale_results(run, evaluated.files)
+    run.write_json(evaluated.files.metrics, metrics)
+    if not evaluated.of_others and (not evaluated.opened.moved or found is None or not found.num_missing):
+        run.write_json(run.balance, _describe_data(evaluated.images))
 
 
 def _describe_data(images: ImageData) -> dict[str, Any]:
@@ -291,7 +302,6 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
         embeddings.append(average_views(embedding, count))
         order += batch["index"].tolist()
     groups = _groups(images)
-    counts = None if images.recognition is None else images.recognition.counts(order)
     run.write_predictions(
         name,
         order,
@@ -300,19 +310,25 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
         torch.cat(logits).numpy(),
         torch.cat(embeddings).numpy(),
         None if groups is None else [groups[i] for i in order],
-        {
-            "split": split,
-            "tta": tta,
-            "views": views,
-            "data": images.config.form(),
-            "unreadable": [path for path, _ in images.source.left_out],
-            "weights": run.weights_hash(),
-            "trained_on": None if counts is None else counts["train"],
-            "chosen_on": None if counts is None else counts["val"],
-            **images.identity(),
-        },
+        _origin(run, images, split, tta, order),
         clips or None,
     )
+
+
+def _origin(run: RunFolder, images: ImageData, split: str, tta: str, order: Sequence[int]) -> dict[str, Any]:
+    """Describe data and weights of predictions, whose images have these indices."""
+    counts = None if images.recognition is None else images.recognition.counts(list(order))
+    return {
+        "split": split,
+        "tta": tta,
+        "views": _views(images),
+        "data": images.config.form(),
+        "unreadable": [path for path, _ in images.source.left_out],
+        "weights": run.weights_hash(),
+        "trained_on": None if counts is None else counts["train"],
+        "chosen_on": None if counts is None else counts["val"],
+        **images.identity(),
+    }
 
 
 def _views(images: ImageData) -> dict[str, Any] | None:

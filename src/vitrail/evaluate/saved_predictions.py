@@ -40,6 +40,10 @@ from vitrail.evaluate.multi_label import multi_label_intervals, multi_label_metr
 from vitrail.evaluate.selective import confidence_and_correct, risk_coverage, selective_summary, thinned
 from vitrail.files import write_text
 from vitrail.runs.folder import EvaluationFiles, RunFolder
+from vitrail.runs.trained import refuse_per_point
+
+# What metrics.json repeats of the origin of predictions.
+ORIGIN = ("split", "tta", "data", "unreadable", "weights", "trained_on", "chosen_on")
 
 
 @dataclass(frozen=True)
@@ -361,9 +365,10 @@ def evaluate_saved(
         Folder of the results, and the overall measures.
 
     Raises:
-        RunError: The predictions are missing, damaged, or of other weights.
+        RunError: The predictions are missing, damaged, of other weights, or labels of points.
         DataError: Some logits are not finite, or some images have no group.
     """
+    refuse_per_point(run.read_json(run.card).get("settings", {}), run, "--from-predictions")
     averaged = Averaged(tta)
     suffix = averaged.suffix
     available = run.saved_predictions()
@@ -396,6 +401,4 @@ def evaluate_saved(
 
 def origin_of(saved: SavedPredictions) -> dict[str, Any]:
     """Describe the origin of predictions for metrics.json."""
-    origin = saved.table.attrs
-    keys = ("split", "tta", "data", "unreadable", "weights", "trained_on", "chosen_on")
-    return {"name": saved.name, **{key: origin.get(key) for key in keys}}
+    return {"name": saved.name, **{key: saved.table.attrs.get(key) for key in ORIGIN}}

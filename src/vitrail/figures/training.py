@@ -19,21 +19,25 @@ from vitrail.figures.style import PALETTE, plain, variant_style
 FEWEST_FOR_BAND = 5
 
 
-def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw loss and accuracy by epoch: training dashed, validation solid, a colour a run.
+def convergence(curves: Mapping[str, pd.DataFrame], metric: str = "accuracy", name: str = "accuracy") -> Figure:
+    """Draw loss and a measure by epoch: training dashed (where it is measured), validation solid, a colour a run.
 
     Args:
         curves: Run -> metrics.csv.
+        metric: The measure, a column of it after "val_" and "train_".
+        name: Name of the measure for the axis.
     """
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     axes = figure.subplots(1, 2)
     for number, table in enumerate(curves.values()):
         color = PALETTE[number % len(PALETTE)]
-        for axis, value in zip(axes, ("loss", "accuracy"), strict=True):
+        for axis, value in zip(axes, ("loss", metric), strict=True):
             for split, style in (("train", "--"), ("val", "-")):
-                values = table[f"{split}_{value}"]
+                if (column := f"{split}_{value}") not in table:
+                    continue
+                values = table[column]
                 axis.plot(table["epoch"] + 1, values, style, color=color, linewidth=1.6, marker=".", markersize=4)
-    for axis, value in zip(axes, ("cross-entropy", "accuracy"), strict=True):
+    for axis, value in zip(axes, ("cross-entropy", name), strict=True):
         axis.set(xlabel="epoch", ylabel=value)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain(axis)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from vitrail.analyze.evaluated import Evaluation
+from vitrail.config.load import dump_recipe
+from vitrail.config.schema import Recipe
+from vitrail.figures.data import SPLIT_NAMES
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
+from vitrail.runs.folder import RunFolder
 
 T = TypeVar("T")
 
@@ -46,6 +50,49 @@ class Subject:
 
 
 @dataclass
+class LoadedRun:
+    """A run on a page.
+
+    Attributes:
+        folder: Its folder.
+        recipe: Its recipe.
+        part: Its evaluation.
+        label: What the page calls it.
+        environment: Content of environment.json.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    part: Evaluation
+    label: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The overall measures."""
+        return self.part.metrics
+
+    @property
+    def name(self) -> str:
+        """Of the evaluated images: a split, or other data."""
+        return str(self.metrics["name"])
+
+    @property
+    def split_name(self) -> str:
+        """The same for people."""
+        return SPLIT_NAMES.get(self.name, self.name)
+
+    def details(self) -> dict[str, Any]:
+        """Folder, recipe and environment, for the end of a page."""
+        return {
+            "name": self.label,
+            "path": str(self.folder.path),
+            "recipe": dump_recipe(self.recipe),
+            "environment": {k: v for k, v in self.environment.items() if k != "resumed_from"},
+        }
+
+
+@dataclass
 class Section:
     """A heading of a page and what is below it.
 
@@ -60,6 +107,11 @@ class Section:
     words: list[str] = field(default_factory=list)
     shown: list[tuple[Picture, Figure | None]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+
+
+def sections_of(shown: Sequence[tuple[Picture, Figure | None]]) -> list[Section]:
+    """A section for each picture, under its title."""
+    return [Section(picture.title, [], [(picture, figure)]) for picture, figure in shown]
 
 
 def who(subjects: Sequence[Subject]) -> Column:

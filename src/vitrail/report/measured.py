@@ -350,7 +350,7 @@ def others(subjects: Sequence[Subject]) -> list[Section]:
                     "name": subject.label, "on": name, "augmentation": metrics.get("tta") or "none",
                     "path": (metrics.get("data") or {}).get("path"),
                     **{key: metrics.get(key) for key in ("images", "accuracy", "accuracy_low", "accuracy_high")},
-                    **{key: metrics.get(key) for key in ("f1_macro", "map")},
+                    **{key: metrics.get(key) for key in ("f1_macro", "map", "miou", "miou_low", "miou_high")},
                     "ece": (metrics.get("calibration") or {}).get("ece"),
                 }
             )  # fmt: skip
@@ -365,6 +365,7 @@ def others(subjects: Sequence[Subject]) -> list[Section]:
         pd.DataFrame(rows),
         [who(subjects), Column("on", "evaluated on", "text"), Column("augmentation", "views", "text"),
          Column("images", "images", "count"), Column("accuracy", "accuracy", "share", "accuracy_low", "accuracy_high"),
-         Column("f1_macro", "macro F1"), Column("map", "mAP"), Column("ece", "ECE"), Column("path", "path", "text")],
+         Column("f1_macro", "macro F1"), Column("map", "mAP"), Column("miou", "mIoU", "share", "miou_low", "miou_high"),
+         Column("ece", "ECE"), Column("path", "path", "text")],
     )  # fmt: skip
     return [Section("Other evaluations", [], [], [table])]

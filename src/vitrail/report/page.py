@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,12 +14,10 @@ from vitrail.analyze.examples import Examples, choose_examples, learned_token_ma
 from vitrail.analyze.mistakes import draw_mistakes
 from vitrail.analyze.side_by_side import SideBySide, methods_side_by_side
 from vitrail.config.data import DataConfig
-from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.results_table import read_evaluation, results_table
 from vitrail.figures.attention import attention, learned_tokens
-from vitrail.figures.data import SPLIT_NAMES
 from vitrail.figures.heatmaps import RANK, draw_cells
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
@@ -30,8 +26,17 @@ from vitrail.models.modality import VIDEO, describe_unmet
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
-from vitrail.report.evaluated import CONFUSION, Section, Subject, mixed_up, no_confusion
+from vitrail.report.evaluated import (
+    CONFUSION,
+    LoadedRun,
+    Section,
+    Subject,
+    mixed_up,
+    no_confusion,
+    sections_of,
+)
 from vitrail.report.export import exports
+from vitrail.report.parts import write_parts_report
 from vitrail.report.players import players
 from vitrail.report.robust import robustness
 from vitrail.report.run_brief import run_brief
@@ -61,25 +66,6 @@ _RESULTS = (
 )
 
 
-@dataclass
-class _Run:
-    folder: RunFolder
-    recipe: Recipe
-    part: Evaluation
-    label: str = ""
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """The overall measures."""
-        return self.part.metrics
-
-    @property
-    def name(self) -> str:
-        """Of the evaluated images: a split, or other data."""
-        return str(self.metrics["name"])
-
-
 def write_report(
     runs: Sequence[RunFolder],
     out: Path,
@@ -105,7 +91,8 @@ def write_report(
     Raises:
         RunError: A run that has not been trained or evaluated, or not with the weights that it holds; a file that
             cannot be read or written.
-        ConfigError: No run, the same name twice, a page that is not called ``NAME.html``, or another section.
+        ConfigError: No run, the same name twice, runs that label points beside others, a page that is not called
+            ``NAME.html``, or another section.
     """
     check_page(out)
     check_without(without)
@@ -113,19 +100,21 @@ def write_report(
     if not runs or len(set(names)) != len(names):
         raise ConfigError(f"a report needs runs with different folder names, got {', '.join(names) or 'none'}")
     loaded = [_read(run, read_recipe) for run in runs]
+    if any(run.part.per_point for run in loaded):
+        return write_parts_report(loaded, out, OpenedRuns(read_recipe, read_moved), title or _names(loaded), without)
     table = results_table(runs)
     subjects = [Subject(run.label, [run.part]) for run in loaded]
     opened = OpenedRuns(read_recipe, read_moved)
     sections = [
         _results(table, loaded),
         *data_sections(subjects, opened.pictures),
-        *_sections([_convergence(loaded), _confusion(loaded)]),
+        *sections_of([_convergence(loaded), _confusion(loaded)]),
         *measured.classes(subjects),
         *ranking(subjects),
         *measured.calibration(subjects),
         *measured.selective(subjects),
         *measured.prediction_sets(subjects),
-        *([] if MISTAKES in without else _sections(_mistakes(loaded, opened))),
+        *([] if MISTAKES in without else sections_of(_mistakes(loaded, opened))),
         *robustness(subjects),
         *measured.cost(subjects),
         *exports(subjects),
@@ -133,16 +122,7 @@ def write_report(
         *structures(subjects, out),
         *([] if FEATURES in without else feature_spaces(subjects)),
         *([] if EXPLANATIONS in without else _clips(loaded, opened, out)),
-        *([] if EXPLANATIONS in without else _sections(_explanations(loaded, opened))),
-    ]
-    details = [
-        {
-            "name": run.label,
-            "path": str(run.folder.path),
-            "recipe": dump_recipe(run.recipe),
-            "environment": {k: v for k, v in run.environment.items() if k != "resumed_from"},
-        }
-        for run in loaded
+        *([] if EXPLANATIONS in without else sections_of(_explanations(loaded, opened))),
     ]
     brief = run_brief([read_facts(run.part, run.recipe, run.label) for run in loaded])
     return write_page(
@@ -151,22 +131,18 @@ def write_report(
         brief,
         sections,
         "page.html.j2",
-        {"runs": details, "facts": _facts(loaded)},
+        {"runs": [run.details() for run in loaded], "facts": _facts(loaded)},
         inputs=[run.modality for run in runs],
         names=[name for run in runs for name in run.own_names],
     )
 
 
-def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> _Run:
+def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> LoadedRun:
     part = Evaluation.read(run, read_evaluation(run)[0])
-    return _Run(run, read_recipe(run.recipe), part, run.name, run.read_json(run.environment))
+    return LoadedRun(run, read_recipe(run.recipe), part, run.name, run.read_json(run.environment))
 
 
-def _sections(shown: Sequence[tuple[Picture, Figure | None]]) -> list[Section]:
-    return [Section(picture.title, [], [(picture, figure)]) for picture, figure in shown]
-
-
-def _results(table: pd.DataFrame, runs: list[_Run]) -> Section:
+def _results(table: pd.DataFrame, runs: list[LoadedRun]) -> Section:
     caption = (
         f"From metrics.json and metrics.csv of {_names_with_splits(runs)}. Multiply-adds of one image; speeds as "
         "measured on the machine named under each run; that two intervals overlap or not is no test of a difference"
@@ -174,7 +150,7 @@ def _results(table: pd.DataFrame, runs: list[_Run]) -> Section:
     return Section("Summary", _summary(table, runs), tables=[Table("results", caption + ".", table, _RESULTS)])
 
 
-def _mistakes(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
+def _mistakes(runs: list[LoadedRun], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
     """The most confident mistakes of each run as images; nothing where a run made none."""
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
@@ -190,7 +166,7 @@ def _mistakes(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figur
             continue
         shown = table.head(_MISTAKES)
         picture.caption = (
-            f"The incorrect predictions of highest confidence on {_split_name(run)} images: mislabelled images, or a "
+            f"The incorrect predictions of highest confidence on {run.split_name} images: mislabelled images, or a "
             "weakness of the model. From mistakes.csv."
         )
         picture.alt = "Incorrect predictions: " + "; ".join(
@@ -200,12 +176,12 @@ def _mistakes(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figur
     return result
 
 
-def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
+def _summary(table: pd.DataFrame, runs: list[LoadedRun]) -> list[str]:
     """The result in words; no run is called better than another without a test that says so."""
     sentences = []
     for run, (_, row) in zip(runs, table.iterrows(), strict=True):
         sentences.append(
-            f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {_split_name(run)} images correct "
+            f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {run.split_name} images correct "
             + ("in all their labels " if "map" in run.metrics else "")
             + f"(95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), "
             f"{row['parameters']:,} parameters."
@@ -213,7 +189,7 @@ def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
     return sentences
 
 
-def _facts(runs: list[_Run]) -> list[dict[str, str]]:
+def _facts(runs: list[LoadedRun]) -> list[dict[str, str]]:
     """What is asked for first, where the page is of one run."""
     if len(runs) > 1:
         return []
@@ -249,11 +225,7 @@ def _facts(runs: list[_Run]) -> list[dict[str, str]]:
     return facts
 
 
-def _split_name(run: _Run) -> str:
-    return SPLIT_NAMES.get(run.name, run.name)
-
-
-def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
+def _convergence(runs: list[LoadedRun]) -> tuple[Picture, Figure]:
     figure = convergence({run.label: run.folder.read_metrics() for run in runs})
     return Picture(
         "convergence",
@@ -265,7 +237,7 @@ def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
     ), figure
 
 
-def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
+def _confusion(runs: list[LoadedRun]) -> tuple[Picture, Figure | None]:
     runs = [run for run in runs if not run.part.multi_label]
     if not runs:
         return no_confusion()
@@ -279,11 +251,11 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
     ), draw_confusion(tables)
 
 
-def _clips(runs: list[_Run], opened: OpenedRuns, out: Path) -> list[Section]:
+def _clips(runs: list[LoadedRun], opened: OpenedRuns, out: Path) -> list[Section]:
     return [players(run.label, run.part, opened, out) for run in runs if run.folder.modality is VIDEO]
 
 
-def _explanations(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
+def _explanations(runs: list[LoadedRun], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
         trained = opened.trained(run.part)
@@ -311,7 +283,7 @@ def _explanations(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, F
     return result
 
 
-def _rollouts(run: _Run, trained: TrainedModel, examples: Examples, title: str) -> tuple[Picture, Figure | None]:
+def _rollouts(run: LoadedRun, trained: TrainedModel, examples: Examples, title: str) -> tuple[Picture, Figure | None]:
     """Draw the attention rollout of each example, a row for each stream."""
     if (refusal := rollout_refusal(trained)) is not None:
         problem = f"No attention rollout: {refusal}."
@@ -320,7 +292,7 @@ def _rollouts(run: _Run, trained: TrainedModel, examples: Examples, title: str) 
     picture = Picture(
         f"attention_{run.label}",
         title,
-        f"Attention rollout of {run.label} on {_split_name(run)} images, relative to an even spread over the image "
+        f"Attention rollout of {run.label} on {run.split_name} images, relative to an even spread over the image "
         "(Abnar & Zuidema 2020)." + (" A row for each stream; both are laid over the image." if len(maps) > 1 else ""),
         "Images with attention rollout laid over them",
     )
@@ -328,7 +300,7 @@ def _rollouts(run: _Run, trained: TrainedModel, examples: Examples, title: str) 
     return picture, attention(examples.images, named, examples.titles)
 
 
-def _compared(run: _Run, found: SideBySide) -> tuple[Picture, Figure]:
+def _compared(run: LoadedRun, found: SideBySide) -> tuple[Picture, Figure]:
     """Draw a few of the examples by several methods."""
     unmeasured = describe_unmet("explain --measure", run.folder.modality, "")
     picture = Picture(
@@ -344,9 +316,9 @@ def _compared(run: _Run, found: SideBySide) -> tuple[Picture, Figure]:
     return picture, draw_cells(found.cells, found.labels, RANK)
 
 
-def _names_with_splits(runs: list[_Run]) -> str:
-    return ", ".join(f"{run.label} ({_split_name(run)})" for run in runs)
+def _names_with_splits(runs: list[LoadedRun]) -> str:
+    return ", ".join(f"{run.label} ({run.split_name})" for run in runs)
 
 
-def _names(runs: list[_Run]) -> str:
+def _names(runs: list[LoadedRun]) -> str:
     return ", ".join(run.label for run in runs)

@@ -43,6 +43,10 @@ class EvaluationFiles:
         self.reliability = folder / "reliability.csv"
         self.conformal = folder / "conformal.json"
         self.selective = folder / "selective.csv"
+        # Of labels of points.
+        self.parts = folder / "parts.csv"
+        self.clouds = folder / "clouds.csv"
+        self.parts_sheet = folder / "parts.png"
         self.mistakes = folder / "mistakes.csv"
         self.mistakes_sheet = folder / "mistakes.png"
         self.ood = folder / "ood.json"
@@ -287,6 +291,36 @@ class RunFolder:
         # Predictions last: their metadata name the weights of both files.
         with replacing(self.embeddings(split)) as temporary, temporary.open("wb") as file:
             np.save(file, embeddings)
+        with replacing(self.predictions(split)) as temporary:
+            table.to_parquet(temporary)
+
+    def write_part_predictions(
+        self,
+        split: str,
+        index: Sequence[int],
+        paths: Sequence[str],
+        parts: Sequence[npt.NDArray[np.int64]],
+        predicted: Sequence[npt.NDArray[np.int64]],
+        groups: Sequence[str] | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the predicted labels of points of a split, which :meth:`read_predictions` reads.
+
+        Args:
+            split: Name of the split or of other data.
+            index: Index of each cloud, length N.
+            paths: Key of each cloud, length N.
+            parts: Part of each point of each cloud; -1 without a label.
+            predicted: Its predicted part; -1 where there is no point.
+            groups: Group of each cloud, if any.
+            origin: As in :meth:`write_predictions`.
+        """
+        table = pd.DataFrame(
+            {"index": list(index), "path": list(paths), "parts": list(parts), "predicted": list(predicted)}
+        )
+        if groups is not None:
+            table["group"] = list(groups)
+        table.attrs.update(origin or {})
         with replacing(self.predictions(split)) as temporary:
             table.to_parquet(temporary)
 

@@ -28,6 +28,9 @@ from vitrail.weights.load import load_weights
 from vitrail.weights.remedies import RUN
 from vitrail.weights.write import write_weights
 
+# Verbs for runs that label points.
+_TAKE_PARTS = "`vitrail evaluate`, `predict` and `report`"
+
 
 @dataclass(frozen=True)
 class StreamCard:
@@ -264,33 +267,34 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     return TrainedModel(model.eval(), card.normalization(), card)
 
 
-def refuse_per_point(settings: Mapping[str, Any], run: object) -> None:
+def refuse_per_point(settings: Mapping[str, Any], run: object, what: str) -> None:
     """Refuse a run that labels points, for what needs a class of each input.
 
     Args:
         settings: Settings of its model.
         run: For the error.
+        what: Verb or option that needs it.
 
     Raises:
         RunError: It labels points.
     """
     if settings.get("per_point", False):
-        raise RunError(f"{run} labels points, not whole clouds; `vitrail evaluate` and `vitrail predict` accept it")
+        raise RunError(f"{run} labels points, and {what} takes classes of whole inputs; {_TAKE_PARTS} take such runs")
 
 
-def load_classifier(path: str | Path | RunFolder, per_point: bool = False) -> TrainedModel:
+def load_classifier(path: str | Path | RunFolder, verb: str = "") -> TrainedModel:
     """Load a run's best model, and check that it has classes.
 
     Args:
         path: The run folder.
-        per_point: Whether a run that labels points is accepted too.
+        verb: Verb that takes no run that labels points; such runs are accepted when not given.
 
     Raises:
         RunError: As for :func:`load_trained`, the run is a pre-training, or it labels points.
     """
     trained = load_trained(path)
-    if not per_point:
-        refuse_per_point(trained.card.settings, path)
+    if verb:
+        refuse_per_point(trained.card.settings, path, verb)
     if not trained.card.classes:
         raise RunError(
             f"{path} was pre-trained without labels and knows no classes; fine-tune from it "

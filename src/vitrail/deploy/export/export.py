@@ -159,7 +159,7 @@ def export(
             raise ConfigError(f"--include {name} is no output{closest(name, INCLUDE)}")
     out = run.export if out is None else Path(out)
     check_out(out)
-    trained = load_classifier(run)
+    trained = load_classifier(run, "export")
     report = _named(report, trained.card.modality)
     if image_size is not None:
         check_need("export --image-size", trained.card.modality, trained.card.name)

@@ -1,0 +1,90 @@
+"""Runs that label points, by every verb."""
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from tests.train.test_point_clouds import PARTS, SMALL, VNT
+from tests.undrawn import _undrawn as _undrawn
+from vitrail.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One epoch on 60 solids; each test has it as ``run`` in its working directory."""
+    folder = tmp_path_factory.mktemp("parts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *VNT, *SMALL, *PARTS, "--data.points.drop", "0.2"]) == 0
+        assert main(["evaluate", "run"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _here(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+
+
+def do(capsys, words, code=0):
+    capsys.readouterr()
+    assert main(words.split()) == code
+    return capsys.readouterr()
+
+
+def test_validation_measures_what_evaluate_does(run, capsys):
+    card = json.loads((run / "model.json").read_text())
+    assert card["settings"]["per_point"] is True
+    assert "cone base" in card["classes"]
+    with (run / "metrics.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    out = do(capsys, "evaluate run --split val").out
+    folder = run / "evaluation" / "val"
+    plain = json.loads((folder / "metrics.json").read_text())
+    assert plain["miou"] == pytest.approx(float(row["val_miou"]), abs=1e-5)
+    assert plain["accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-5)
+    assert f"mIoU {plain['miou']:.4f} (95 % interval" in out
+    assert {path.name for path in folder.iterdir()} >= {"parts.csv", "clouds.csv", "confusion.csv", "parts.png"}
+    saved = pd.read_parquet(run / "predictions" / "val.parquet")
+    true, labels = (np.concatenate(saved[name].to_list()) for name in ("parts", "predicted"))
+    confusion = pd.read_csv(folder / "confusion.csv", index_col=0)
+    np.testing.assert_array_equal(confusion, confusion_matrix(true, labels, labels=range(len(confusion))))
+    there = np.unique(np.concatenate([true, labels]))
+    assert plain["miou"] == pytest.approx(jaccard_score(true, labels, labels=there, average="macro", zero_division=0))
+    do(capsys, "evaluate run --split val --tta so3")
+    turned = json.loads((run / "evaluation" / "val-so3" / "metrics.json").read_text())
+    assert turned["miou"] == pytest.approx(plain["miou"], abs=1e-3)
+    assert turned["points"] == plain["points"] == 24 * plain["images"]
+
+
+def test_predict(run, capsys):
+    cloud = np.random.default_rng(0).normal(size=(20, 3)) * 7 + 100
+    np.savetxt("cloud.xyz", cloud)
+    do(capsys, "predict run cloud.xyz --out points.csv")
+    table = pd.read_csv("points.csv")
+    assert table.columns.tolist() == ["path", "x", "y", "z", "class", "probability"]
+    assert np.allclose(table[["x", "y", "z"]], cloud, atol=1e-4)
+    assert set(table["class"]) <= set(json.loads((run / "model.json").read_text())["classes"])
+
+
+def test_report(run, capsys):
+    do(capsys, "report run --out pages/report.html")
+    page = (run.parent / "pages" / "report.md").read_text()
+    for text in ("label points by 10 parts", "Weak parts", "figures/clouds_run.png", "## Efficiency", "IoU, mIoU"):
+        assert text in page, text
+    assert " image" not in page.partition("```yaml")[0]
+    assert len(pd.read_csv(run.parent / "pages" / "tables" / "parts.csv")) == 10
+    do(capsys, "report run --out pages/short.html --without mistakes")
+    assert "clouds_run.png" not in (run.parent / "pages" / "short.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["explain run --out e", "features run", "export run", "evaluate run --missing", "evaluate run --from-predictions"],
+)
+def test_refused(capsys, words):
+    assert main(words.split()) != 0
+    assert "labels points" in capsys.readouterr().err
