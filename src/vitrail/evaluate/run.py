@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -217,11 +217,11 @@ def _measure_parts(evaluated: Evaluated, data: DataConfig, intervals: Intervals,
     run, trained, images, files = evaluated.run, evaluated.trained, evaluated.images, evaluated.files
     names = trained.card.classes
     table = predict_parts(trained, images, evaluated.split, evaluated.tta)
-    groups = _groups(images)
-    own_groups = None if groups is None else [groups[i] for i in table["index"]]
-    origin = _origin(run, images, evaluated.split, evaluated.tta, table["index"])
-    columns = (table[name].to_list() for name in ("index", "path", "parts", "predicted"))
-    run.write_part_predictions(evaluated.name, *columns, own_groups, origin)
+    order, groups = table["index"].to_list(), _groups(images)
+    own_groups = None if groups is None else [groups[i] for i in order]
+    origin = _origin(run, images, evaluated.split, evaluated.tta, order)
+    paths, parts, predicted = (table[name].to_list() for name in ("path", "parts", "predicted"))
+    run.write_part_predictions(evaluated.name, order, paths, parts, predicted, own_groups, origin)
     bootstrap = intervals.bootstrap(table if own_groups is None else table.assign(group=own_groups), data)
     metrics = {
         "name": evaluated.name,
@@ -315,9 +315,9 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
     )
 
 
-def _origin(run: RunFolder, images: ImageData, split: str, tta: str, order: Sequence[int]) -> dict[str, Any]:
+def _origin(run: RunFolder, images: ImageData, split: str, tta: str, order: list[int]) -> dict[str, Any]:
     """Describe data and weights of predictions, whose images have these indices."""
-    counts = None if images.recognition is None else images.recognition.counts(list(order))
+    counts = None if images.recognition is None else images.recognition.counts(order)
     return {
         "split": split,
         "tta": tta,
