@@ -8,10 +8,11 @@ import torch
 
 import vitrail
 from vitrail.analyze.cloud_explanations import ranks
+from vitrail.analyze.explained import Labels
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError
 from vitrail.explain import explain
-from vitrail.figures.clouds import cloud_picture, turntable_figure
+from vitrail.figures.clouds import cloud_picture, interactive_clouds, turntable_figure
 from vitrail.models import list_families
 
 METHODS = ("rollout", "gradient_rollout", "gradcam", "gradcam++", "layercam", "eigencam")
@@ -119,3 +120,101 @@ def test_written_and_reported(tmp_path, monkeypatch):
     assert "https://cdn" not in page.split("<script")[0]
     assert main(["evaluate", "run"]) == 0
     assert main(["report", "run"]) == 0
+
+
+OF_PARTS = ("part_rollout", "rollout", "gradient_rollout", "gradcam", "gradcam++", "layercam", "eigencam")
+
+
+@pytest.fixture
+def labeller():
+    torch.manual_seed(0)
+    model = vitrail.create_model("vnt", **list_families()["vnt"].test_config, per_point=True).eval()
+    with torch.no_grad():  # a random head gives all points one part
+        model.head.bias -= model(torch.randn(8, 24, 3)).mean(dim=(0, 1))
+    return model
+
+
+@pytest.mark.parametrize("method", OF_PARTS)
+def test_values_for_a_part_turn_and_pad_with_the_cloud(labeller, method):
+    points = torch.randn(2, 24, 3)
+    found = explain(labeller, points, method)
+    assert found.map.shape == (2, 24)
+    if found.target is not None:
+        with torch.no_grad():
+            predicted = labeller(points).argmax(-1)
+        assert found.target.tolist() == [int(own.bincount().argmax()) for own in predicted]
+    again = explain(labeller, points[..., [1, 2, 0]], method).map
+    assert torch.allclose(again, found.map, atol=1e-4 * float(found.map.abs().max()))
+    padded = explain(labeller, torch.cat([points, torch.full((2, 3, 3), float("nan"))], dim=1), method).map
+    assert padded.isfinite().all()
+    if method.endswith("rollout"):
+        assert torch.allclose(padded[:, :24], found.map, atol=1e-5)
+
+
+def test_gradcam_follows_the_logits_of_the_points_of_a_part(labeller):
+    points = torch.randn(1, 24, 3)
+    part = int(labeller(points).argmax(-1).mode().values)
+    held = {}
+    module = labeller.level_module(len(labeller.feature_info) - 1)
+    handle = module.register_forward_hook(lambda module, args, output: held.setdefault("x", output))
+    logits = labeller(points)[0]
+    handle.remove()
+    own = logits.argmax(-1) == part
+    assert 0 < own.sum() < 24
+    (gradient,) = torch.autograd.grad(logits[own, part].sum(), held["x"])
+    values, gradient = held["x"].detach()[0].flatten(1), gradient[0].flatten(1)
+    expected = (values * gradient.mean(0)).sum(1).relu()
+    assert expected.max() > 1e-4
+    assert torch.allclose(explain(labeller, points, "gradcam", part).map[0], expected, atol=1e-5)
+
+
+def test_rollout_of_a_part_starts_from_its_points(labeller):
+    points = torch.randn(1, 20, 3)
+    part = int(labeller(points).argmax(-1).mode().values)
+    matrices = []
+    for block in labeller.blocks:
+        block.attn.tap.consumer = lambda weights, layout: matrices.append(weights.mean(1)[0])
+    with torch.no_grad():
+        features = labeller.forward_features(points)
+    for block in labeller.blocks:
+        block.attn.tap.consumer = None
+    own = (labeller.forward_head(features)[0].argmax(-1) == part).float()
+    pooled = 0.5 / 20 + 0.5 * torch.bincount(features[0].argmax(0), minlength=20) / features.shape[2]
+    row = (own / own.sum() + pooled) / 2
+    for matrix in reversed(matrices):
+        row = row @ (matrix + torch.eye(20)) / 2
+    assert torch.allclose(explain(labeller, points, "part_rollout", part).map[0], row, atol=1e-5)
+
+
+def test_a_part_of_no_point_has_a_map_of_zeros(labeller):
+    points, absent = torch.randn(1, 20, 3), 3
+    with torch.no_grad():
+        labeller.head.bias[absent] -= 100
+    for method in ("part_rollout", "gradcam"):
+        assert explain(labeller, points, method, absent).map.eq(0).all(), method
+
+
+@pytest.mark.parametrize(("kind", "method"), [("labeller", "neighborhood_occlusion"), ("model", "part_rollout")])
+def test_methods_of_one_kind_of_labels(kind, method, request):
+    with pytest.raises(ConfigError, match=f"{method} cannot explain this model: .* part"):
+        explain(request.getfixturevalue(kind), torch.randn(1, 20, 3), method)
+
+
+def test_labels_of_points_in_words():
+    labels = Labels(np.array([0, 1, 1, 1, -1]), np.array([0, 1, 2, -1, -1]), ("leg", "seat", "back"))
+    assert labels.counts() == {"seat": 3, "leg": 1}
+    assert labels.accuracy() == pytest.approx(2 / 3)
+    assert labels.describe() == "seat 75%, leg 25%; 67% of labels correct"
+    assert Labels(labels.predicted, np.full(5, -1), labels.names).describe() == "seat 75%, leg 25%"
+
+
+def test_parts_have_a_colour_and_an_entry_each():
+    points = np.random.default_rng(0).normal(size=(6, 3))
+    values = {"parts": np.array([0, 0, 2, -1, 2, 2]), "method": np.linspace(0, 1, 6)}
+    figure = interactive_clouds(points, values, ("a", "b", "c"))
+    assert [(trace.name, len(trace.x), trace.visible) for trace in figure.data] == [
+        ("a", 2, True), ("c", 3, True), ("method", 6, False)]  # fmt: skip
+    assert figure.data[0].marker.color != figure.data[1].marker.color
+    assert figure.layout.updatemenus[0].buttons[1].args[0] == {"visible": [False, False, True]}
+    drawn = turntable_figure([points] * 2, list(values.values()), ["p", "m"], views=2, names=("a", "b", "c"))
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a", "c"]

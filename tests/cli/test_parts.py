@@ -81,9 +81,30 @@ def test_report(run, capsys):
     assert "clouds_run.png" not in (run.parent / "pages" / "short.md").read_text()
 
 
+def test_explain(run, capsys):
+    do(capsys, "explain run --method part_rollout gradcam --number 2 --out own")
+    content = json.loads((run.parent / "own" / "explanations.json").read_text())
+    assert len(content["images"]) == 2
+    for entry in content["images"]:
+        assert sum(entry["points"].values()) == 24
+        assert 0 <= entry["accuracy"] <= 1
+        target = entry["methods"]["gradcam"]["target"]
+        main_part, number = next(iter(entry["points"].items()))
+        assert target == f"{main_part} ({number} point{'s' * (number != 1)})"
+        assert (run.parent / "own" / entry["panel"]).is_file()
+    page = (run.parent / "own" / "clouds.html").read_text(encoding="utf-8")
+    assert "true parts" in page
+    np.savetxt("cloud.xyz", np.random.default_rng(0).normal(size=(20, 3)))
+    do(capsys, "explain run cloud.xyz --target cone_base --out files", 2)
+    assert "explained by part_rollout" in do(capsys, "explain run cloud.xyz --target 1 --out files").out
+    (entry,) = json.loads((run.parent / "files" / "explanations.json").read_text())["images"]
+    assert entry["accuracy"] is None
+    assert entry["methods"]["part_rollout"]["target"].startswith("cone base (")
+
+
 @pytest.mark.parametrize(
     "words",
-    ["explain run --out e", "features run", "export run", "evaluate run --missing", "evaluate run --from-predictions"],
+    ["features run", "export run", "evaluate run --missing", "evaluate run --from-predictions"],
 )
 def test_refused(capsys, words):
     assert main(words.split()) != 0

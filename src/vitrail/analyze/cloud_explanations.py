@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ Array = npt.NDArray[Any]
 _PAGE = "clouds.html"
 # Clouds on the interactive page, which holds their points.
 MOST_CLOUDS = 12
+# Names of the parts of points, beside those of methods.
+PREDICTED, TRUE = "predicted parts", "true parts"
 
 
 def ranks(values: Array, real: Array) -> Array:
@@ -28,7 +31,28 @@ def ranks(values: Array, real: Array) -> Array:
     return result.clip(0, 1)
 
 
-def write_cloud(folder: Path, name: str, seen: Explained, cloud: Array, classes: tuple[str, ...]) -> dict[str, Any]:
+def values_of_points(seen: Explained, cloud: Array) -> dict[str, Array]:
+    """Return what the points of a cloud are coloured by, shape ``(N,)`` each.
+
+    Args:
+        seen: Prediction and explanations.
+        cloud: Shape ``(N, 3)``; NaN where there is no point.
+
+    Returns:
+        Parts (whole numbers; -1 for none) as predicted and, where they are known, true; the ranks of each method.
+    """
+    real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
+    found: dict[str, Array] = {}
+    if seen.labels is not None:
+        found[PREDICTED] = seen.labels.predicted
+        if seen.labels.accuracy() is not None and seen.labels.true is not None:
+            found[TRUE] = seen.labels.true
+    return found | {method: ranks(seen.values(method), real) for method in seen.explanations}
+
+
+def write_cloud(
+    folder: Path, name: str, seen: Explained, cloud: Array, values: Mapping[str, Array], classes: tuple[str, ...]
+) -> dict[str, Any]:
     """Write the explanations of one cloud; return its entry in explanations.json.
 
     Args:
@@ -36,37 +60,37 @@ def write_cloud(folder: Path, name: str, seen: Explained, cloud: Array, classes:
         name: Name of the cloud's files.
         seen: Prediction and explanations.
         cloud: Shape ``(N, 3)``; NaN where there is no point.
+        values: Result of :func:`values_of_points`.
         classes: Names of the classes.
     """
     real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
     entry = seen.entry(f"panels/{name}.png")
-    rows, titles = [], []
+    titles = {kind: kind for kind in values}
     for method in seen.explanations:
-        values = seen.values(method)
         file = f"maps/{name}_{method}.npy"
-        write_values(folder / file, np.where(real, values, np.nan))
+        write_values(folder / file, np.where(real, seen.values(method), np.nan))
         target = seen.target(method, classes)
         entry["methods"][method] = {"streams": {"points": {"map": file}}, "target": target}
-        rows.append(ranks(values, real))
-        titles.append(method if target is None else f"{method}, for {target}")
-    figure = turntable_figure([cloud] * len(rows), rows, titles)
-    figure.suptitle(f"{seen.caption()}; colour: rank of the point's value", fontsize=9)
+        titles[method] = method if target is None else f"{method}, for {target}"
+    figure = turntable_figure([cloud] * len(values), list(values.values()), list(titles.values()), names=classes)
+    figure.suptitle(f"{seen.caption()}; colour of methods: rank of the point's value", fontsize=9)
     write_figure(figure, folder / entry["panel"], dpi=130, tight=True)
     return entry
 
 
-def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]]) -> None:
+def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]], names: Sequence[str] = ()) -> None:
     """Write an interactive page of some clouds, which works offline.
 
     Args:
         folder: The folder.
-        shown: Caption, points ``(N, 3)`` and method -> values ``(N,)`` of each.
+        shown: Caption, points ``(N, 3)`` and values of :func:`values_of_points` of each.
+        names: Names of the parts.
     """
     parts = []
     for number, (caption, cloud, values) in enumerate(shown):
         real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
-        colors = {method: ranks(own, real)[real] for method, own in values.items()}
-        plot = interactive_clouds(cloud[real], colors).to_html(full_html=False, include_plotlyjs=number == 0)
+        colors = {kind: own[real] for kind, own in values.items()}
+        plot = interactive_clouds(cloud[real], colors, names).to_html(full_html=False, include_plotlyjs=number == 0)
         parts.append(f"<h2>{html.escape(caption)}</h2>\n{plot}")
     text = "\n".join(parts)
     write_text(

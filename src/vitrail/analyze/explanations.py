@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitrail import __version__
-from vitrail.analyze.cloud_explanations import MOST_CLOUDS, write_cloud, write_page
-from vitrail.analyze.explained import Explained, as_array, write_values
+from vitrail.analyze.cloud_explanations import MOST_CLOUDS, values_of_points, write_cloud, write_page
+from vitrail.analyze.explained import Explained, Labels, as_array, write_values
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.capture.prepare import class_index
@@ -127,6 +127,7 @@ def _explained(
     for batch in data.batches(list(indices), batch_size):
         logits, explanations = explain_batch(batch)
         predicted, probability = _predict(card, logits)
+        labels = _labels(card, batch, data, logits) if card.per_point else [None] * len(logits)
         streams = [name for name in card.streams if name in batch]
         pictures = (
             {"points": batch["points"].numpy()}
@@ -139,17 +140,25 @@ def _explained(
                 key=data.source.keys[index],
                 index=index,
                 pictures={name: shown[row] for name, shown in pictures.items()},
-                true=_true_class(data, index),
+                true="" if card.per_point else _true_class(data, index),
                 predicted=predicted[row],
                 probability=probability[row],
                 explanations=explanations,
                 row=row,
                 frames=None if frames is None else frames[row],
+                labels=labels[row],
             )
 
 
+def _labels(card: ModelCard, batch: Batch, data: ImageData, logits: Tensor) -> list[Labels]:
+    """Read the predicted and the true parts of the points of each cloud."""
+    predicted = logits.argmax(dim=-1).masked_fill(logits[..., 0].isnan(), -1).cpu().numpy()
+    true = card.part_numbers(data.source.parts)[batch["parts"].numpy()] if "parts" in batch else None
+    return [Labels(own, None if true is None else true[row], card.classes) for row, own in enumerate(predicted)]
+
+
 def _predict(card: ModelCard, logits: Tensor) -> tuple[list[str], list[float]]:
-    if not card.classes:
+    if not card.classes or card.per_point:
         return [""] * len(logits), [0.0] * len(logits)
     values, indices = card.probabilities(logits).max(dim=1)
     return [card.classes[i] for i in indices.tolist()], values.tolist()
@@ -210,13 +219,14 @@ def write_explanations(
         size = next(iter(seen.pictures.values())).shape[:2]
         if "points" in card.streams:
             cloud = seen.pictures["points"]
-            entries.append(write_cloud(folder, name, seen, cloud, card.classes))
+            values = values_of_points(seen, cloud)
+            entries.append(write_cloud(folder, name, seen, cloud, values, card.classes))
             if len(clouds) < MOST_CLOUDS:
-                clouds.append((seen.caption(), cloud, {method: seen.values(method) for method in seen.explanations}))
+                clouds.append((seen.caption(), cloud, values))
         else:
             entries.append(_write_image(folder, name, seen, card))
     if clouds:
-        write_page(folder, clouds)
+        write_page(folder, clouds, card.classes)
     content = {
         "run": run,
         "model": {"name": card.name, "settings": card.settings, "epoch": card.epoch},

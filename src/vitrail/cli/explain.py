@@ -64,12 +64,11 @@ def main(argv: list[str]) -> int:
     from vitrail.analyze.explanations import check_methods, explain_by_run, find_class, write_explanations
     from vitrail.explain.methods.registry import default_method
     from vitrail.models.modality import check_need
-    from vitrail.runs.trained import choose_device, load_trained, refuse_per_point
+    from vitrail.runs.trained import choose_device, load_trained
 
     if arguments.method:
         check_methods(arguments.method, settings)  # before the model is read
     trained = load_trained(arguments.run)
-    refuse_per_point(trained.card.settings, arguments.run, "explain")
     arguments.method = arguments.method or [default_method(trained.model)]
     methods = check_methods(arguments.method, settings)
     target = None if arguments.target is None else find_class(arguments.target, trained.card, arguments.method)

@@ -151,13 +151,10 @@ def predict_parts(trained: TrainedModel, clouds: ImageData, split: str, tta: str
     Raises:
         DataError: No point of the split has a label, or parts that the run does not know.
     """
-    names, source = trained.card.classes, clouds.config.source
-    unknown = [part for part in clouds.source.parts if part not in names]
-    if unknown or not clouds.source.parts:
-        what = f"the parts {', '.join(unknown)}, unknown to the run" if unknown else "no labels of points"
-        raise DataError(f"data.source {source} has {what}; data.points.part names the column of labels")
-    # -1, no label, is the last.
-    number = np.array([*(names.index(part) for part in clouds.source.parts), -1])
+    source = clouds.config.source
+    if not clouds.source.parts:
+        raise DataError(f"data.source {source} has no labels of points; data.points.part names their column")
+    number = trained.card.part_numbers(clouds.source.parts)
     rows: list[dict[str, Any]] = []
     for batch in clouds.loader(split):
         labels = trained.classify(batch, tta)[0].argmax(dim=-1).cpu()

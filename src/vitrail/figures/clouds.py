@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -67,27 +68,55 @@ def cloud_picture(
 
 
 def turntable_figure(
-    clouds: Sequence[Array], values: Sequence[Array] | None, titles: Sequence[str], views: int = 6
+    clouds: Sequence[Array],
+    values: Sequence[Array] | None,
+    titles: Sequence[str],
+    views: int = 6,
+    names: Sequence[str] = (),
 ) -> Figure:
     """Draw each cloud in a row, from directions that go around it.
 
     Args:
         clouds: Shape ``(N, 3)`` each.
-        values: Number of each point in 0..1, shape ``(N,)`` each; none for clouds coloured by depth.
+        values: Of each point, shape ``(N,)`` each: a number in 0..1, or as whole numbers a part (-1: none of them);
+            nothing for clouds coloured by depth.
         titles: Of the rows.
         views: Number of directions.
+        names: Names of the parts.
     """
+    present = [own[own >= 0] for own in values or () if own.dtype.kind == "i"]
+    colors, number = _part_colors(names)
     figure = Figure(figsize=(1.4 * views, 1.6 * len(clouds)), layout="constrained")
     axes = figure.subplots(len(clouds), views, squeeze=False)
     for row, (cloud, title) in enumerate(zip(clouds, titles, strict=True)):
         for column in range(views):
-            own = None if values is None else values[row]
+            own, map_name = None if values is None else values[row], "viridis"
+            if own is not None and own.dtype.kind == "i":
+                own, map_name = part_values(own, number), colors
             azimuth = _AZIMUTH + 360.0 * column / views
             axis = axes[row, column]
-            axis.imshow(cloud_picture(cloud, own, azimuth=azimuth), interpolation="nearest")
+            axis.imshow(cloud_picture(cloud, own, azimuth=azimuth, colors=map_name), interpolation="nearest")
             axis.set_axis_off()
         axes[row, 0].set_title(title, loc="left", fontsize=8)
+    if present:
+        _add_legend(figure, np.unique(np.concatenate(present)), names)
     return figure
+
+
+def _part_colors(names: Sequence[str]) -> tuple[str, int]:
+    """Choose the colormap of parts, and how many colours it has."""
+    return ("tab10", 10) if len(names) <= 10 else ("tab20", 20)
+
+
+def part_values(parts: Array, number: int) -> Array:
+    """Convert parts ``(N,)`` to values of their colours in 0..1, of so many colours."""
+    return (parts % number + 0.5) / number
+
+
+def _add_legend(figure: Figure, present: Array, names: Sequence[str]) -> None:
+    colors, number = _part_colors(names)
+    marks = [Line2D([], [], marker="o", linestyle="", color=colormaps[colors](int(i) % number)) for i in present]
+    figure.legend(marks, [names[i] for i in present], loc="outside lower center", ncols=4, fontsize=7)
 
 
 def parts_figure(
@@ -101,51 +130,62 @@ def parts_figure(
         names: Names of the parts.
         titles: Of the rows.
     """
-    colors, number = ("tab10", 10) if len(names) <= 10 else ("tab20", 20)
+    colors, number = _part_colors(names)
     figure = Figure(figsize=(5.6, 1.5 * len(clouds) + 0.3 * (len(names) // 4 + 1)), layout="constrained")
     axes = figure.subplots(len(clouds), 4, squeeze=False)
     for row, (cloud, title) in enumerate(zip(clouds, titles, strict=True)):
         for column in range(4):
             what, turned = divmod(column, 2)
-            values = (parts[what][row] % number + 0.5) / number
+            values = part_values(parts[what][row], number)
             picture = cloud_picture(cloud, values, azimuth=_AZIMUTH + 120.0 * turned, colors=colors)
             axes[row, column].imshow(picture, interpolation="nearest")
             axes[row, column].set_axis_off()
         axes[row, 0].set_title(f"{title}, true", loc="left", fontsize=7)
         axes[row, 2].set_title("predicted", loc="left", fontsize=7)
-    there = np.unique(np.concatenate([*parts[0], *parts[1]]))
-    marks = [Line2D([], [], marker="o", linestyle="", color=colormaps[colors](int(i) % number)) for i in there]
-    figure.legend(marks, [names[i] for i in there], loc="outside lower center", ncols=4, fontsize=7)
+    _add_legend(figure, np.unique(np.concatenate([*parts[0], *parts[1]])), names)
     return figure
 
 
-def interactive_clouds(points: Array, values: Mapping[str, Array]) -> Any:
+def interactive_clouds(points: Array, values: Mapping[str, Array], names: Sequence[str] = ()) -> Any:
     """Draw a cloud that the reader turns, with a button for each kind of values; a plotly figure.
 
     Args:
         points: Shape ``(N, 3)``, all finite.
-        values: Name -> number of each point in 0..1, shape ``(N,)``.
+        values: Name -> values of the points, shape ``(N,)``: numbers in 0..1, or as whole numbers parts (-1: none).
+        names: Names of the parts.
     """
     import plotly.graph_objects as go
 
-    x, y, z = points.T
-    traces = [
-        go.Scatter3d(
-            x=x, y=y, z=z, mode="markers", name=name, visible=number == 0,
-            marker={"size": 3, "color": own, "colorscale": "Viridis", "cmin": 0, "cmax": 1, "showscale": True},
-        )
-        for number, (name, own) in enumerate(values.items())
-    ]  # fmt: skip
+    colors, number = _part_colors(names)
+    traces: list[tuple[str, Any]] = []
+    for name, own in values.items():
+        if own.dtype.kind != "i":
+            marker = {"color": own, "colorscale": "Viridis", "cmin": 0, "cmax": 1, "showscale": True}
+            traces.append((name, _trace(go, points, name, marker)))
+            continue
+        for part in np.unique(own[own >= 0]).tolist():
+            marker = {"color": to_hex(colormaps[colors](part % number))}
+            traces.append((name, _trace(go, points[own == part], names[part], marker)))
+    for kind, trace in traces:
+        trace.visible = kind == next(iter(values))
     buttons = [
-        {"label": name, "method": "update", "args": [{"visible": [other == name for other in values]}]}
+        {"label": name, "method": "update", "args": [{"visible": [kind == name for kind, _ in traces]}]}
         for name in values
     ]
-    figure = go.Figure(traces)
+    figure = go.Figure([trace for _, trace in traces])
     figure.update_layout(
-        scene={"aspectmode": "data"}, height=460, margin={"l": 0, "r": 0, "t": 0, "b": 0}, showlegend=False,
+        scene={"aspectmode": "data"}, height=460, margin={"l": 0, "r": 0, "t": 0, "b": 0},
         updatemenus=[{"buttons": buttons, "type": "buttons", "direction": "right", "x": 0, "y": 1.02}],
     )  # fmt: skip
     return figure
+
+
+def _trace(go: Any, points: Array, name: str, marker: Mapping[str, Any]) -> Any:
+    """Make a plotly trace of points; those of a colour scale need no entry in the legend."""
+    x, y, z = points.T
+    return go.Scatter3d(
+        x=x, y=y, z=z, mode="markers", name=name, marker={"size": 3, **marker}, showlegend="colorscale" not in marker
+    )
 
 
 def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]]) -> Array:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +21,7 @@ from vitrail.data.augment.test_time import TURNED, tta_views
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.data.points.rotations import rotate_clouds
 from vitrail.data.sources.edges import edges
-from vitrail.errors import ConfigError, RunError, WeightsError, first_line
+from vitrail.errors import ConfigError, DataError, RunError, WeightsError, few, first_line
 from vitrail.models.base import VisionModel
 from vitrail.models.modality import MODALITIES, Modality
 from vitrail.models.registry import complete_settings, create_model
@@ -29,7 +31,7 @@ from vitrail.weights.remedies import RUN
 from vitrail.weights.write import write_weights
 
 # Verbs for runs that label points.
-_TAKE_PARTS = "`vitrail evaluate`, `predict` and `report`"
+_TAKE_PARTS = "`vitrail evaluate`, `predict`, `explain` and `report`"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,20 @@ class ModelCard:
     def per_point(self) -> bool:
         """Whether the model labels points instead of whole clouds: classes are parts."""
         return bool(self.settings.get("per_point", False))
+
+    def part_numbers(self, parts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Number the parts of a source by the model's classes, shape ``(len(parts) + 1,)``; the last, -1, is no label.
+
+        Args:
+            parts: Their names.
+
+        Raises:
+            DataError: Parts that the run does not know.
+        """
+        unknown = [part for part in parts if part not in self.classes]
+        if unknown:
+            raise DataError(f"the data has the parts {few(unknown)}, and the run knows {few(list(self.classes))} alone")
+        return np.array([*map(self.classes.index, parts), -1])
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, K)`` to probabilities."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, DataWarning, ShapeError, did_you_mean, few
+from vitrail.explain.capture.scores import main_class
 from vitrail.layers.modes import evaluation_mode
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import describe
@@ -97,9 +98,14 @@ def lacks_class(model: VisionModel) -> str | None:
     """Return the reason why a model assigns images no class; None where it does."""
     if model.num_classes < 1:
         return "a model without classes (num_classes=0) has no class to explain"
-    if not model.global_pool:
+    if not model.global_pool and not labels_points(model):
         return "global_pool='' gives logits for each token, not for the image; build the model with global_pool='avg'"
     return None
+
+
+def labels_points(model: VisionModel) -> bool:
+    """Return whether a model labels points, instead of whole inputs."""
+    return bool(getattr(model.config, "per_point", False))
 
 
 @contextmanager
@@ -191,7 +197,7 @@ def _classes(
     if target is None:
         with torch.no_grad():
             logits: Tensor = model(*inputs)
-        return logits.argmax(dim=1)
+        return main_class(logits)
     try:
         classes = torch.as_tensor(target, device=device)
     except (TypeError, ValueError, RuntimeError) as error:  # torch raises one of these, depending on the type

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, did_you_mean
 from vitrail.explain.capture.forwarding import frozen
+from vitrail.explain.capture.scores import class_scores
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
 
@@ -41,7 +42,7 @@ class LevelGradient:
     Attributes:
         level: The level.
         values: Shape ``(B, C, h, w)``.
-        gradient: Gradient of the target's logit with respect to ``values``, same shape.
+        gradient: Gradient of the target's score with respect to ``values``, same shape.
     """
 
     level: Level
@@ -123,7 +124,7 @@ def level_gradients(
     try:
         with frozen(model), torch.enable_grad():
             logits = model(*inputs)
-            score = logits.gather(1, target[:, None]).sum()
+            score = class_scores(logits).gather(1, target[:, None]).sum()
             gradients = torch.autograd.grad(score, [probes[level.name] for level in levels])
     finally:
         for handle in handles:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vitrail.explain.capture.forwarding import Inputs, check_count, in_batches
+from vitrail.explain.capture.prepare import labels_points
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import register_method
 from vitrail.layers.point_graphs import nearest_points
@@ -15,6 +16,8 @@ from vitrail.models.modality import POINTS
 
 def _lacks_points(model: VisionModel) -> str | None:
     """Return the reason why no points can be removed; None for a model of point clouds."""
+    if labels_points(model):
+        return "it removes points, and a part's score is a sum over points"
     if model.modality == POINTS:
         return None
     return f"it explains point clouds, and this model takes {model.modality.noun}"

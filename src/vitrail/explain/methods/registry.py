@@ -132,7 +132,8 @@ _DEFAULTS = ("rollout", "gradcam", "saliency")
 
 def default_method(model: VisionModel) -> str:
     """Choose the method for a model where none is named: attention rollout where the model has one."""
-    return next((name for name in _DEFAULTS if METHODS[name].refusal(model) is None), _DEFAULTS[0])
+    possible = (name for name in ("part_rollout", *_DEFAULTS) if METHODS[name].refusal(model) is None)
+    return next(possible, _DEFAULTS[0])
 
 
 def get_method(name: str) -> Method:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.explain.capture.groups import normalize_rows
+from vitrail.explain.capture.prepare import labels_points
 from vitrail.explain.capture.record import (
     CapturedMixing,
     armed,
@@ -18,6 +19,7 @@ from vitrail.explain.capture.record import (
     running_mixers,
     tapped_layers,
 )
+from vitrail.explain.capture.scores import predicted_points
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
@@ -71,12 +73,24 @@ def attention_rollout(
 
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3.
     """
+    features, steps = _features_and_steps(model, inputs, head_fusion, discard_ratio, discard_from)
+    return propagate(model, pooling_row(model, features, steps[-1].layout), steps, inputs)
+
+
+def _features_and_steps(
+    model: VisionModel,
+    inputs: Sequence[Tensor | None],
+    head_fusion: HeadFusion,
+    discard_ratio: float,
+    discard_from: DiscardFrom,
+) -> tuple[Tensor, Sequence[CapturedMixing]]:
+    """Compute the features, and the matrix of each layer."""
     check_head_fusion(head_fusion, discard_ratio, discard_from)
     keep = partial(rollout_matrix, head_fusion=head_fusion, discard_ratio=discard_ratio, discard_from=discard_from)
     with torch.no_grad(), capture_attention(model, keep=keep) as record:
         features = model.forward_features(*inputs)
     check_reports(model, running_mixers(model, inputs), record)
-    return propagate(model, pooling_row(model, features, record.steps[-1].layout), record.steps, inputs)
+    return features, record.steps
 
 
 def features_and_rollout(model: VisionModel, *inputs: Tensor) -> tuple[Tensor, Rollout]:
@@ -128,3 +142,33 @@ def _rollout(
         model, *inputs, head_fusion=head_fusion, discard_ratio=discard_ratio, discard_from=discard_from
     )
     return found.by_stream(model)
+
+
+def _lacks_parts(model: VisionModel) -> str | None:
+    """Return the reason why no part can be followed; None for a model that labels points by attention."""
+    return lacks_rollout(model) if labels_points(model) else "it follows a part, and this model labels whole inputs"
+
+
+@register_method("part_rollout", by_class=True, lacks=_lacks_parts, any_grid=True)
+def _part_rollout(
+    model: VisionModel,
+    inputs: Sequence[Tensor | None],
+    target: Tensor,
+    head_fusion: HeadFusion = "mean",
+    discard_ratio: float = 0.0,
+    discard_from: DiscardFrom = "row",
+) -> dict[str, StreamMap]:
+    """Attention of all layers composed, from the points that are predicted as a part back to the cloud.
+
+    The classifier of a point reads its own features and the pooled ones: half of the start are the points of the part,
+    half the weights of the pooling. A part that no point is predicted as has a map of zeros.
+    """
+    features, steps = _features_and_steps(model, inputs, head_fusion, discard_ratio, discard_from)
+    with torch.no_grad():
+        points = predicted_points(model.forward_head(features))
+    own = points[torch.arange(len(points)), :, target].float()
+    start = own / own.sum(dim=1, keepdim=True).clamp_min(1.0)
+    if model.global_pool:
+        pooled = pooling_row(model, features, steps[-1].layout)
+        start = torch.where(own.any(dim=1, keepdim=True), (start + pooled) / 2, 0.0)
+    return propagate(model, start, steps, inputs).by_stream(model)
