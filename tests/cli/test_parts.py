@@ -63,7 +63,9 @@ def test_validation_measures_what_evaluate_does(run, capsys):
 def test_predict(run, capsys):
     cloud = np.random.default_rng(0).normal(size=(20, 3)) * 7 + 100
     np.savetxt("cloud.xyz", cloud)
-    do(capsys, "predict run cloud.xyz --out points.csv")
+    out = do(capsys, "predict run cloud.xyz --out points.csv --overlay drawn").out
+    assert "20 points of 1 point cloud labelled; 1 picture and clouds.html in drawn" in out
+    assert {path.name for path in (run.parent / "drawn").iterdir()} == {"cloud.png", "clouds.html"}
     table = pd.read_csv("points.csv")
     assert table.columns.tolist() == ["path", "x", "y", "z", "class", "probability"]
     assert np.allclose(table[["x", "y", "z"]], cloud, atol=1e-4)

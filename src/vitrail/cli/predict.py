@@ -51,7 +51,10 @@ def main(argv: list[str]) -> int:
         help="of videos: length of a clip, for a run without data.video.fps; the whole video if left out",
     )
     parser.add_argument(
-        "--overlay", metavar="DIR", help="folder to write each video into, with the class and its probability below"
+        "--overlay",
+        metavar="DIR",
+        help="folder to write each video into, with the class and its probability below; of runs that label points: "
+        "pictures and an interactive page of the clouds, coloured by part",
     )
     parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")
     parser.add_unfit_files()
@@ -61,7 +64,6 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"{name} must be at least 1, got {value}")
 
     from vitrail.cli.outputs import PREDICTIONS, output_file
-    from vitrail.deploy.parts import label_points
     from vitrail.deploy.predict import predict_files
     from vitrail.files import write_text
     from vitrail.models.modality import VIDEO
@@ -72,8 +74,7 @@ def main(argv: list[str]) -> int:
     if classifier.card.per_point:
         if arguments.top_k != parser.get_default("top_k"):
             raise ConfigError(f"--top-k {arguments.top_k} is for classes of whole inputs; points get one part")
-        table = label_points(classifier, images, arguments.batch_size)
-        summary = f"{plural(len(table), 'point')} of {plural(len(images.source), 'point cloud')} labelled"
+        table, summary = _predict_parts(arguments, classifier, images)
     elif classifier.card.modality is VIDEO:
         table, summary = _predict_videos(arguments, classifier, images)
     else:
@@ -92,6 +93,26 @@ def main(argv: list[str]) -> int:
     if run is not None and (line := describe_training_images(run, images)) is not None:
         print(line, file=sys.stderr)
     return 0
+
+
+def _predict_parts(arguments: Namespace, classifier: Classifier, clouds: ImageData) -> tuple[pd.DataFrame, str]:
+    """Label the points of clouds, and draw them where --overlay asks for it; return the table and what was done."""
+    from vitrail.cli.outputs import files_to_write, output_folder
+    from vitrail.deploy.parts import label_clouds, part_table, write_part_pictures
+    from vitrail.files import file_names
+
+    folder = files = None
+    if arguments.overlay is not None:
+        folder, keys = output_folder(arguments.overlay, arguments.images, "--overlay"), clouds.source.keys
+        names = [f"{name}.png" for name in file_names(keys)]
+        files = files_to_write(folder, names, arguments.images, keys, "--overlay")
+    labelled = list(label_clouds(classifier, clouds, arguments.batch_size))
+    table = part_table(labelled)
+    summary = f"{plural(len(table), 'point')} of {plural(len(labelled), 'point cloud')} labelled"
+    if folder is not None and files is not None:
+        write_part_pictures(labelled, files, folder)
+        summary += f"; {plural(len(files), 'picture')} and clouds.html in {folder}"
+    return table, summary
 
 
 def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageData) -> tuple[pd.DataFrame, str]:
@@ -169,6 +190,8 @@ def _check_needs(arguments: Namespace, card: ModelCard) -> None:
     given = {"tta": arguments.tta != "none"} | {
         name: getattr(arguments, name) is not None for name in ("step", "window", "overlay")
     }
+    # An overlay shows what changes within an input: decisions over time, or parts of points.
+    given["overlay"] = given["overlay"] and not card.per_point
     for name, is_given in given.items():
         if is_given:
             check_need(f"predict --{name}", card.modality, card.name)
