@@ -174,8 +174,9 @@ def interactive_clouds(points: Array, values: Mapping[str, Array], names: Sequen
     ]
     figure = go.Figure([trace for _, trace in traces])
     figure.update_layout(
-        scene={"aspectmode": "data"}, height=460, margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        updatemenus=[{"buttons": buttons, "type": "buttons", "direction": "right", "x": 0, "y": 1.02}],
+        scene={"aspectmode": "data"}, height=500, margin={"l": 0, "r": 0, "t": 40, "b": 0}, legend={"y": 0.9},
+        updatemenus=[{"buttons": buttons, "type": "buttons", "direction": "right", "x": 0, "y": 1.01,
+                      "xanchor": "left", "yanchor": "bottom"}],
     )  # fmt: skip
     return figure
 
