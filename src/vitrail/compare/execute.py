@@ -168,7 +168,8 @@ class _Execution:
     def _report_done(self, run: Run, how: str) -> None:
         self.num_done += 1
         metrics = run.evaluation()
-        result = "" if metrics is None else f"accuracy {metrics['accuracy']:.4f} "
+        name = "mIoU" if metrics is not None and "miou" in metrics else "accuracy"
+        result = "" if metrics is None else f"{name} {metrics[name.lower()]:.4f} "
         missing = self.total - self.num_done - len(self.failures)
         left = ""
         if missing > 0 and self.seconds:

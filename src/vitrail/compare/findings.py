@@ -12,10 +12,13 @@ from vitrail.bootstrap import NOT_SHOWN
 from vitrail.compare.results import Tables
 from vitrail.compare.suite import PRETRAINED, Suite
 from vitrail.errors import plural
-from vitrail.evaluate.image_scores import SCORES
+from vitrail.evaluate.image_scores import ALL_SCORES
 from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table, table_of_tests
 
-_NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss"}
+_NAMES = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss",
+    "miou": "mIoU", "miou_clouds": "mean mIoU of a cloud",
+}  # fmt: skip
 
 
 def metric_name(metric: str) -> str:
@@ -63,7 +66,8 @@ def _near_guess(suite: Suite, tables: Tables) -> list[str]:
     """Write a sentence if no variant is significantly better than the constant predictor."""
     if not tables.near_guess or tables.guess is None:
         return []
-    guess = "always the most frequent class" if SCORES[suite.metric] else "the frequencies of the classes"
+    kind = "part" if suite.of_parts else "class"
+    guess = f"always the most frequent {kind}" if ALL_SCORES[suite.metric] else "the frequencies of the classes"
     return [
         f"No variant is shown to be better than guessing ({guess}: {metric_name(suite.metric)} "
         f"{amount(tables.guess, suite.metric)}): a comparison of these runs says little about their recipes. Check the "
@@ -110,10 +114,11 @@ def method(suite: Suite, tables: Tables) -> str:
         else f" Two variants are said to be equal where two one-sided tests (Schuirmann 1987) show that they differ by "
         f"less than the margin, {difference(suite.margin, suite.metric)}; these p-values are corrected alike."
     )
+    tests = "Sign-flip tests over images" + ("" if suite.of_parts else " and McNemar's test")
     return (
         f"{how}{equal} P-values are corrected for the number of comparisons, {len(tables.pairs)} (Holm 1979); one "
         f"variant is said to beat another only where the corrected one is below {suite.alpha:g}, the rest is not "
-        "shown. Sign-flip tests over images and McNemar's test are about these trained models alone and decide nothing."
+        f"shown. {tests} are about these trained models alone and decide nothing."
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from vitrail.compare.plan import Run
 from vitrail.config.schema import Recipe
@@ -14,6 +15,7 @@ from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, RunError
 from vitrail.evaluate.constant_predictor import constant_logits
 from vitrail.evaluate.image_scores import image_scores
+from vitrail.evaluate.parts import cloud_scores, constant_counts, count_table
 from vitrail.models.image_size import image_size
 from vitrail.runs.folder import RunFolder
 
@@ -27,9 +29,9 @@ class TestedRun:
     Attributes:
         run: The run.
         images: Key of each image, length N.
-        targets: Classes ``(N,)``, or labels ``(N, K)``.
+        targets: Classes ``(N,)``, or labels ``(N, K)``; of clouds the part of each point.
         scores: Contribution of each image to the measure, shape ``(N,)``.
-        correct: Whether each image is correct, shape ``(N,)``.
+        correct: Whether each image is correct, shape ``(N,)``; None where its points are labelled.
         guess: Contribution of each image to the measure of the constant predictor, shape ``(N,)``.
         metrics: Overall measures of the evaluation.
     """
@@ -38,7 +40,7 @@ class TestedRun:
     images: tuple[str, ...]
     targets: npt.NDArray[np.int64]
     scores: Floats
-    correct: npt.NDArray[np.bool_]
+    correct: npt.NDArray[np.bool_] | None
     guess: Floats
     metrics: dict[str, object]
 
@@ -48,7 +50,7 @@ def read_tested(run: Run, measure: str) -> TestedRun:
 
     Args:
         run: The run.
-        measure: A key of :data:`vitrail.evaluate.image_scores.SCORES`.
+        measure: A key of :data:`vitrail.evaluate.image_scores.SCORES`, or of ``PART_SCORES`` for labels of points.
 
     Raises:
         RunError: The run is not evaluated, or its predictions are unreadable.
@@ -57,12 +59,23 @@ def read_tested(run: Run, measure: str) -> TestedRun:
     if metrics is None:
         raise RunError(f"{run.folder} has not been evaluated; `vitrail compare` does it")
     table = run.folder.read_predictions(metrics["name"]).sort_values(["path", "index"], kind="stable")
+    if "parts" in table:
+        return _read_parts(run, measure, table, metrics)
     logits = np.stack(table["logits"].tolist()).astype(np.float32)
     targets = np.stack(table["target"].tolist()).astype(np.int64)
     scores = image_scores(measure, logits, targets)
     correct = scores if measure == "accuracy" else image_scores("accuracy", logits, targets)
     guess = image_scores(measure, constant_logits(targets, logits.shape[1], measure == "nll"), targets)
     return TestedRun(run, tuple(map(str, table["path"])), targets, scores, correct > 0.5, guess, metrics)
+
+
+def _read_parts(run: Run, measure: str, table: pd.DataFrame, metrics: dict[str, object]) -> TestedRun:
+    """Read the predicted labels of points of a finished run; clouds without a label are left out."""
+    table = table[[bool((parts >= 0).any()) for parts in table["parts"]]]
+    counts = count_table(table, len(run.folder.read_json(run.folder.card)["classes"]))
+    guess = cloud_scores(measure, constant_counts(counts))
+    targets = np.stack(table["parts"].tolist()).astype(np.int64)
+    return TestedRun(run, tuple(map(str, table["path"])), targets, cloud_scores(measure, counts), None, guess, metrics)
 
 
 def check_same_images(first: TestedRun, other: TestedRun) -> None:
@@ -78,6 +91,11 @@ def check_same_images(first: TestedRun, other: TestedRun) -> None:
         raise DataError(
             f"{where} were tested on different images ({what}); paired statistics need the same ones: give the "
             "variants the same data and splits, or delete the runs from before the images changed"
+        )
+    if first.targets.shape != other.targets.shape and first.correct is None:
+        raise DataError(
+            f"{where} label {first.targets.shape[1]} and {other.targets.shape[1]} points of each cloud; give all "
+            "variants the same model.num_points"
         )
     if first.targets.shape != other.targets.shape or (first.targets != other.targets).any():
         raise DataError(

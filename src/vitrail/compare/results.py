@@ -18,10 +18,10 @@ from vitrail.compare.pairing import TestedRun, check_same_images, image_groups, 
 from vitrail.compare.plan import Run, training_seconds
 from vitrail.compare.suite import Suite
 from vitrail.evaluate import statistics
-from vitrail.evaluate.image_scores import SCORES
+from vitrail.evaluate.image_scores import ALL_SCORES
 
 # Measures of an evaluation that results.csv includes if available.
-_MEASURES = ("accuracy", "balanced_accuracy", "f1_macro", "map", "nll", "top_5_accuracy")
+_MEASURES = ("accuracy", "balanced_accuracy", "f1_macro", "map", "nll", "top_5_accuracy", "miou", "miou_clouds")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class _PairedRuns:
 
     def difference(self, suite: Suite) -> statistics.PairedDifference:
         """Estimate the difference of the two recipes with its variance components."""
-        largest = 1.0 if SCORES[suite.metric] else None  # the log-loss is unbounded
+        largest = 1.0 if ALL_SCORES[suite.metric] else None  # the log-loss is unbounded
         if suite.folds is None:
             return statistics.runs_and_images(self.differences(None, self.seeds), largest)
         means = self.mean_differences()
@@ -190,8 +190,10 @@ class _PairedRuns:
         share = float(np.mean([test_share(self.first[key]) for key in self.keys]))
         return statistics.over_folds(means, share, math.inf if largest is None else largest)
 
-    def mcnemar(self) -> statistics.McNemar:
-        """Compare the correct images of the trained models, over all folds."""
+    def mcnemar(self) -> statistics.McNemar | None:
+        """Compare the correct images of the trained models, over all folds; None where points are labelled."""
+        if any(tested.correct is None for side in (self.first, self.second) for tested in side.values()):
+            return None  # points of a cloud are not independent
         seeds = self.complete_seeds or self.seeds[:1]
         folds = [fold for fold in self.folds if (fold, seeds[0]) in self.keys]
         first, second = (
@@ -206,7 +208,7 @@ def _against_guess(found: Sequence[TestedRun], suite: Suite, groups: _Groups) ->
     guesses = [dataclasses.replace(t, scores=t.guess) for t in found]
     difference = _PairedRuns.of(found, guesses, groups).difference(suite)
     p = float(difference.p_value())
-    better = (float(difference.value) > 0) == SCORES[suite.metric] and difference.value != 0
+    better = (float(difference.value) > 0) == ALL_SCORES[suite.metric] and difference.value != 0
     return {
         "guess": float(np.mean([t.guess.mean() for t in found])),
         "p_guess": p,
@@ -251,7 +253,7 @@ def _row_of_variant(name: str, rows: pd.DataFrame, metric: str) -> dict[str, Any
     # Folds are not independent: the interval is over seeds, each with its mean over folds.
     values = rows.groupby("seed")[metric].mean().to_numpy()
     # All measures but the log-loss are in 0..1.
-    mean, low, high = statistics.mean_interval(values, least=0.0, most=1.0 if SCORES[metric] else math.inf)
+    mean, low, high = statistics.mean_interval(values, least=0.0, most=1.0 if ALL_SCORES[metric] else math.inf)
     return {
         "variant": name,
         "runs": len(rows),
@@ -307,10 +309,10 @@ def _row_of_pair(
         "images_high": of_images[1],
         "p_sign_flip_images": statistics.sign_flip(by_unit),
         "p_sign_flip_runs": statistics.sign_flip(means),
-        "a_alone_right": exact.first,
-        "b_alone_right": exact.second,
-        "odds_ratio": exact.odds_ratio,
-        "p_mcnemar": exact.p,
+        "a_alone_right": None if exact is None else exact.first,
+        "b_alone_right": None if exact is None else exact.second,
+        "odds_ratio": math.nan if exact is None else exact.odds_ratio,
+        "p_mcnemar": math.nan if exact is None else exact.p,
         "about": found.what,
         "_found": found,
     }
@@ -333,7 +335,7 @@ def _add_conclusions(rows: list[dict[str, Any]], suite: Suite) -> list[dict[str,
         if suite.margin is not None:
             row["p_equal_holm"] = float(p_equal)
             row["equal"] = bool(several and p_equal < suite.alpha)
-        better = (row["difference"] > 0) == SCORES[suite.metric]
+        better = (row["difference"] > 0) == ALL_SCORES[suite.metric]
         winner, loser = (row["a"], row["b"]) if better else (row["b"], row["a"])
         row["statement"] = (
             f"{winner} beats {loser}" if shown else f"{row['a']} equals {row['b']}" if row["equal"] else NOT_SHOWN

@@ -16,7 +16,7 @@ from vitrail.config.renamed import print_renamed, rename_changes, rename_content
 from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.data.augment.test_time import tta_views
 from vitrail.errors import ConfigError, closest
-from vitrail.evaluate.image_scores import SCORES
+from vitrail.evaluate.image_scores import ALL_SCORES, PART_SCORES, SCORES
 from vitrail.models.registry import find_family
 
 # Settings that the suite sets for all of its runs, and its keys that decide them.
@@ -122,6 +122,11 @@ class Suite:
     runs_dir: Path
     dir: Path
 
+    @property
+    def of_parts(self) -> bool:
+        """Whether the runs label points."""
+        return self.variants[0].recipe.task.name == "parts"
+
 
 def load_suite(
     file: str | Path,
@@ -169,9 +174,7 @@ def load_suite(
     names = list(dict.fromkeys(variant.subject for variant in variants))
     if against is not None and against not in names:
         raise ConfigError(f"{where}against names no variant: {against!r}{closest(against, names)}")
-    metric = content.get("metric", "accuracy")
-    if metric not in SCORES:
-        raise ConfigError(f"{where}unknown metric {metric!r}{closest(str(metric), SCORES)}")
+    metric = _read_metric(content.get("metric"), variants, where)
     alpha = content.get("alpha", 0.05)
     if not isinstance(alpha, float) or not 0 < alpha < 0.5:
         raise ConfigError(f"{where}alpha must be above 0 and below 0.5, got {alpha!r}")
@@ -338,8 +341,6 @@ def _read_variants(
         if base is None:
             raise ConfigError(f"{where} has no recipe; give the suite the key 'recipe'")
         recipe = _read_recipe(_read_base(file, base, where, bases), [*shared, changes, extra], where)
-        if recipe.task.name == "parts":
-            raise ConfigError(f"{where}: task.name parts cannot be compared, only classes of whole inputs")
         weights = recipe.model.weights
         if weights is not None and weights.startswith(PRETRAINED):
             wanted = weights.removeprefix(PRETRAINED)
@@ -371,12 +372,24 @@ def _read_tests(given: Any, content: Mapping[str, Any], file: Path) -> dict[str,
     return tests
 
 
+def _read_metric(given: Any, variants: Sequence[Variant], where: str) -> str:
+    """Return the measure of the comparison: by default mIoU of parts of points, else the accuracy."""
+    of_parts = {variant.recipe.task.name == "parts" for variant in variants}
+    if len(of_parts) > 1:
+        raise ConfigError(f"{where}variants with task.name parts and others have no common measure; compare them apart")
+    known = PART_SCORES if of_parts == {True} else SCORES
+    metric = next(iter(known)) if given is None else given
+    if metric not in known:
+        raise ConfigError(f"{where}unknown metric {metric!r}{closest(str(metric), known)}")
+    return str(metric)
+
+
 def _read_margin(given: Any, metric: str, where: str) -> float | None:
     if given is None:
         return None
-    most = 1.0 if SCORES[metric] else math.inf
+    most = 1.0 if ALL_SCORES[metric] else math.inf
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < most:
-        limit = f"above 0 and below {most:g}" if SCORES[metric] else "above 0"
+        limit = f"above 0 and below {most:g}" if ALL_SCORES[metric] else "above 0"
         raise ConfigError(
             f"{where}margin must be {limit}, got {given!r}; 0.01 is one percentage point of a share such as accuracy"
         )

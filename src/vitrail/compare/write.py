@@ -11,12 +11,15 @@ from vitrail.compare.findings import about_pretraining, markdown, method, metric
 from vitrail.compare.plan import Run
 from vitrail.compare.results import Tables
 from vitrail.compare.suite import Suite
-from vitrail.evaluate.image_scores import SCORES
+from vitrail.evaluate.image_scores import ALL_SCORES
 from vitrail.files import write_text
 from vitrail.runs.suite import SuiteFolder
 
 # Column of metrics.csv with the validation curve of a measure.
-_CURVES = {"accuracy": "val_accuracy", "balanced_accuracy": "val_balanced_accuracy", "f1_macro": "val_f1_macro"}
+_CURVES = {
+    "accuracy": "val_accuracy", "balanced_accuracy": "val_balanced_accuracy", "f1_macro": "val_f1_macro",
+    "miou": "val_miou", "miou_clouds": "val_miou",
+}  # fmt: skip
 
 
 def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Sequence[Failure]) -> SuiteFolder:
@@ -53,7 +56,7 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         "recipe": suite.recipe,
         "metric": suite.metric,
         "metric_name": metric_name(suite.metric),
-        "higher_is_better": SCORES[suite.metric],
+        "higher_is_better": ALL_SCORES[suite.metric],
         "unit": unit_of(suite.metric),
         "curve": curve,
         "curve_name": metric_name(curve.removeprefix("val_")),

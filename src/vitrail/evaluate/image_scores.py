@@ -10,8 +10,10 @@ from vitrail.evaluate.metrics import check_logits, is_correct, log_losses
 
 Floats = npt.NDArray[np.float64]
 
-# Measure -> whether higher is better.
+# Measure -> whether higher is better: of classes of inputs, of parts of points, of both.
 SCORES = {"accuracy": True, "balanced_accuracy": True, "f1_macro": True, "nll": False}
+PART_SCORES = {"miou": True, "miou_clouds": True, "accuracy": True}
+ALL_SCORES = SCORES | PART_SCORES
 
 
 def image_scores(measure: str, logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Floats:
@@ -63,8 +65,18 @@ def _pseudo_values(
         one_true[t], one_positive[p] = 1, 1
         one_hit[t] = t == p
         without[i] = _from_counts(measure, hits - one_hit, true - one_true, positive - one_positive)
-    n = len(targets)
-    values = n * whole - (n - 1) * without[number.reshape(-1)]
+    return jackknife(whole, without[number.reshape(-1)])
+
+
+def jackknife(whole: float, without: Floats) -> Floats:
+    """Compute the jackknife pseudo-values of a measure, shifted so that their mean is the measure.
+
+    Args:
+        whole: The measure.
+        without: The measure without each image, shape ``(N,)``.
+    """
+    n = len(without)
+    values = n * whole - (n - 1) * without
     shifted: Floats = values - values.mean() + whole
     return shifted
 

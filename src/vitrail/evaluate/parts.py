@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from vitrail.bootstrap import Bootstrap, Interval
 from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError
+from vitrail.evaluate.image_scores import jackknife
 from vitrail.figures.clouds import parts_figure
 from vitrail.files import write_text
 from vitrail.runs.folder import EvaluationFiles
@@ -115,6 +116,39 @@ def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap
         for name, count, value, interval in zip(parts, true.sum(axis=0), values[3:], intervals[3:], strict=True)
     ]
     return found
+
+
+def cloud_scores(measure: str, counts: PartCounts) -> npt.NDArray[np.float64]:
+    """Compute the contribution of each cloud to a measure, shape ``(M,)``; their mean is the measure.
+
+    Of "miou_clouds" that is the mean intersection over union of the cloud; of "miou" and "accuracy", which pool the
+    points of all clouds, the jackknife pseudo-value.
+
+    Args:
+        measure: A key of :data:`~vitrail.evaluate.image_scores.PART_SCORES`.
+        counts: Points of clouds that have labelled points.
+    """
+    if measure == "miou_clouds":
+        return counts.of_clouds()
+
+    def measured(both: Ints, union: Ints, true: Ints) -> npt.NDArray[np.float64]:
+        """The measure of pooled counts, ``(r, K)`` each."""
+        if measure == "accuracy":
+            return _ratio(both.sum(axis=1), true.sum(axis=1))
+        there = union > 0
+        return _ratio(np.where(there, both / np.maximum(union, 1), 0.0).sum(axis=1), there.sum(axis=1))
+
+    each = (counts.both, counts.union, counts.true)
+    sums = [own.sum(axis=0, keepdims=True) for own in each]
+    whole = measured(*sums)[0]
+    return jackknife(float(whole), measured(*(total - own for total, own in zip(sums, each, strict=True))))
+
+
+def constant_counts(counts: PartCounts) -> PartCounts:
+    """Count the points as if all had the part that is most frequent in truth."""
+    part = int(counts.true.sum(axis=0).argmax())
+    chosen = np.eye(counts.true.shape[1], dtype=np.int64)[part]
+    return PartCounts(counts.true * chosen, counts.true, counts.true.sum(axis=1, keepdims=True) * chosen)
 
 
 def count_table(table: pd.DataFrame, num_parts: int) -> PartCounts:

@@ -112,6 +112,7 @@ def _subjects(results: pd.DataFrame) -> list[Subject]:
 
 def _measured(subjects: Sequence[Subject], opened: OpenedRuns, without: Sequence[str]) -> list[Section]:
     """What the evaluations of each variant's runs measured, as far as all of its runs have it."""
+    of_parts = subjects[0].parts[0].per_point
     return [
         *ranking(subjects),
         *measured.calibration(subjects),
@@ -119,8 +120,8 @@ def _measured(subjects: Sequence[Subject], opened: OpenedRuns, without: Sequence
         *measured.prediction_sets(subjects),
         *robustness(subjects),
         *measured.cost(subjects),
-        *([] if FEATURES in without else feature_spaces(subjects)),
-        *([] if EXPLANATIONS in without else explained(subjects, opened)),
+        *([] if FEATURES in without or of_parts else feature_spaces(subjects)),
+        *([] if EXPLANATIONS in without or of_parts else explained(subjects, opened)),
         *data_sections(subjects, opened.pictures),
     ]
 
@@ -170,8 +171,9 @@ def _pictures(
     alt = "; ".join(f"{n}: at most {max(t[column].max() for t in tables):.3g}" for n, tables in curves.items())
     picture = Picture("convergence", "Convergence", caption, f"Curves of each variant by epoch; {alt}")
     pictures.append((picture, convergence_bands(curves, column, name)))
+    beginning = metric if metric == "mIoU" else metric[0].upper() + metric[1:]
     caption = (
-        f"{metric[0].upper()}{metric[1:]} against the time of one image (in batches, as measured) and against "
+        f"{beginning} against the time of one image (in batches, as measured) and against "
         f"the number of parameters; vertical lines are 95 % intervals over seeds. From summary.csv; runs: {told}."
     )
     alt = "; ".join(
@@ -181,7 +183,7 @@ def _pictures(
     figure = pareto(summary, metric, facts["higher_is_better"])
     pictures.append((Picture("pareto", "Accuracy against cost" if metric == "accuracy" else "Result against cost",
                              caption, alt), figure))  # fmt: skip
-    if metric == "accuracy":
+    if metric == "accuracy" and not subjects[0].parts[0].per_point:
         pictures.append(_beside_published(summary))
     pictures.append(_confusion(subjects, told))
     return pictures
@@ -213,9 +215,10 @@ def _confusion(subjects: Sequence[Subject], runs: str) -> tuple[Picture, Figure 
             return no_confusion()
         first, *others = (part.confusion() for part in subject.parts)
         tables[subject.label] = sum(others, start=first)
+    what, kind = ("Labelled points", "part") if subjects[0].parts[0].per_point else ("Test images", "class")
     caption = (
-        f"Test images, added up over the runs of each variant: {runs}. Counts, and per cent of the true class with the "
-        "classes that are often confused side by side; the colour is the share of the true class. From "
+        f"{what}, added up over the runs of each variant: {runs}. Counts, and per cent of the true {kind} with "
+        f"those that are often confused side by side; the colour is the share of the true {kind}. From "
         "confusion.csv of each."
     )
     alt = "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items())
