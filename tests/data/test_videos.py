@@ -202,9 +202,7 @@ def test_damage_that_appears_in_training_has_a_remedy(tmp_path):
     (tmp_path / "clips.csv").write_text("path,label\na.mp4,x\n")
     source = VideoSource(data_config(source="videos", path=str(tmp_path / "clips.csv")), (2, 8, 8), None)
     file.write_bytes(b"no video")
-    with pytest.raises(
-        DataError, match=r"a\.mp4 cannot be decoded: .*; .*take this one out of data\.path, or encode it"
-    ):
+    with pytest.raises(DataError, match=r"a\.mp4 cannot be decoded: .*; .*take them out of data\.path, or encode them"):
         source.read_clips([0], [1])
 
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vitrail.config.schema import Recipe
     from vitrail.data import ImageData
     from vitrail.data.audit import Audit
+    from vitrail.models.modality import Modality
     from vitrail.runs.folder import RunFolder
 
 # Word -> what it does.
@@ -188,6 +189,8 @@ def _audit(argv: list[str]) -> int:
 
     from vitrail.data.audit import audit
     from vitrail.data.split_checks import describe_split
+    from vitrail.data.video.source import REENCODE
+    from vitrail.models.modality import MODALITIES, reword
     from vitrail.runs.images import read_image_record
 
     inputs = _inputs(arguments, recipe)
@@ -199,6 +202,7 @@ def _audit(argv: list[str]) -> int:
     known = None if run is None else read_image_record(run)
     found, data = audit(recipe.data, arguments.distance, classes or None, known)
     refuses = bool(found.unreadable) and recipe.data.errors.on_unreadable == "error"
+    modality = MODALITIES[data.source.first]
     if run is not None:
         run.write_json(run.audit, {**found.to_dict(), "distance": arguments.distance, **data.identity()})
         arguments.out = arguments.out or str(run.audit_page)
@@ -206,18 +210,21 @@ def _audit(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(found.to_dict(), indent=2))
     else:
-        print(_describe(found))
+        print(_describe(found, modality, data.source.classes))
         for line in describe_split(data):
-            print(line)
+            print(reword(line, modality, names=data.source.classes))
         for line in _on_joined(found):
             print(f"warning: {line}", file=sys.stderr)
         if found.split_leaks and arguments.groups is None:
-            print(f"\n{_advice(argv, recipe, data)}")
+            print(f"\n{reword(_advice(argv, recipe, data), modality, names=data.source.classes)}")
         if refuses:
             print(
                 "\nmend or remove the files that training refuses, or train without them: "
                 "--data.errors.on_unreadable skip"
             )
+        if found.damaged:
+            print("", *(f"{name} {why}" for name, why in found.damaged), sep="\n")
+            print(f"take out the damaged clips, or {REENCODE}")
     if arguments.out is not None:
         from vitrail.report.audit import write_audit
 
@@ -232,9 +239,9 @@ def _audit(argv: list[str]) -> int:
             f"  {shlex.join(_training(argv, recipe, data, arguments.groups))}",
             file=sys.stderr,
         )
-    if run is None and not found.split_leaks and not found.unreadable:
+    if run is None and not found.split_leaks and not found.unreadable and not found.damaged:
         print_next(["vitrail", "train", *data_words(arguments.recipe, argv)])
-    return 1 if found.split_leaks or refuses else 0
+    return 1 if found.split_leaks or refuses or found.damaged else 0
 
 
 def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe, RunFolder | None]:
@@ -256,8 +263,10 @@ def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace
     return arguments, dataclasses.replace(load_run_recipe(run.recipe, prog=parser.prog), data=changed), run
 
 
-def _describe(found: Audit) -> str:
+def _describe(found: Audit, modality: Modality, classes: Sequence[str]) -> str:
     """Format the tables of an audit."""
+    from vitrail.models.modality import reword
+
     splits = list(found.splits)
     counts = {**found.balance, "all": found.splits}
     balance = [(name, *(str(row[split]) for split in splits)) for name, row in counts.items()]
@@ -269,9 +278,17 @@ def _describe(found: Audit) -> str:
         ("images", str(found.images), ""),
         ("sizes", str(len(sizes)), f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"),
     ]
+    if found.clips is not None:
+        rates, (shortest, median, longest) = found.clips.rates, found.clips.durations
+        frames = sorted(rate for rate, _ in rates)
+        rows += [
+            ("frame rates", str(len(rates)), f"{frames[0]} to {frames[-1]} a second"),
+            ("seconds", "", f"{shortest:.1f} to {longest:.1f}, half are of {median:.1f} or less"),
+        ]
     look_alikes = [f"{a} ({s}) ~ {b} ({t})" for (a, b), (s, t) in ((p.keys, p.splits) for p in found.possible_leaks)]
     lists = {
         "files that training refuses": [f"{name}: {why}" for name, why in found.unreadable],
+        **_of_clips(found),
         "groups of exact duplicates": [_pair(g.keys) for g in large_first if g.kind == "exact"],
         "groups of near duplicates": [_pair(g.keys) for g in large_first if g.kind == "near"],
         "duplicates of different classes": [_unlike(g.keys, g.labels) for g in found.conflicts],
@@ -283,14 +300,25 @@ def _describe(found: Audit) -> str:
         "similar class names": [" = ".join(group) for group in found.similar_classes],
     }
     rows += [(what, str(len(items)), few(items, 2)) for what, items in lists.items()]
+    rows = [(reword(what, modality, names=classes), number, first) for what, number, first in rows]
     parts.append(format_table(("what", "number", ""), rows, right=(1,)))
     return "\n".join(parts)
+
+
+def _of_clips(found: Audit) -> dict[str, list[str]]:
+    """Return what an audit lists of clips alone."""
+    if found.clips is None:
+        return {}
+    return {
+        "clips with damaged frames": [f"{name} {why}" for name, why in found.clips.damaged],
+        "clips without motion": found.clips.still,
+    }
 
 
 def _advice(argv: Sequence[str], recipe: Recipe, data: ImageData) -> str:
     """Format the commands that remedy a leaking split."""
     begin = "a split leaks: an image of one split is seen in another; "
-    if recipe.data.source not in ("folder", "table"):
+    if recipe.data.source not in ("folder", "table", "videos"):
         return f"{begin}remove all images but one of each group, which --json lists and --out shows"
     train = _training(argv, recipe, data, "groups.csv")
     return (
@@ -337,7 +365,8 @@ def _training(argv: Sequence[str], recipe: Recipe, data: ImageData, table: str) 
         # A recipe's own settings of the form in which the images were given.
         if name in gone - {"source", "path", "split"} and recipe.data.setting(name) != default:
             settings += [f"--data.{name}", json.dumps(default).strip('"')]
-    settings += ["--data.source", "table", "--data.path", table, "--data.split", "grouped"]
+    form = "videos" if recipe.data.source == "videos" else "table"
+    settings += ["--data.source", form, "--data.path", table, "--data.split", "grouped"]
     settings += ["--data.table.label_separator", _SEPARATOR] if data.source.targets.ndim == 2 else []
     return ["vitrail", "train", *given, *settings]
 
@@ -406,13 +435,17 @@ def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = N
 
     from vitrail.data.sources.base import unwrap_source
     from vitrail.data.sources.files import FileSource
+    from vitrail.data.video.source import VideoSource
     from vitrail.files import write_text
 
     inner = unwrap_source(data.source)
     rows = []
     for split, indices in data.splits.items():
         for i in indices:
-            row = {"path": data.source.keys[i]}
+            row: dict[str, Any] = {"path": data.source.keys[i]}
+            if isinstance(inner, VideoSource):
+                file, start, end = inner.location(i)
+                row |= {"path": os.path.relpath(file, out.parent), "start": start, "end": end}
             if isinstance(inner, FileSource):
                 row["path"] = os.path.relpath(inner.files["image"][i], out.parent)
                 if "spectral" in inner.files:
@@ -425,4 +458,7 @@ def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = N
                 if data.source.groups is not None:
                     row["group"] = data.source.groups[i]
             rows.append(row)
-    write_text(out, pd.DataFrame(rows).to_csv(index=False))
+    table = pd.DataFrame(rows)
+    if "start" in table and not table["start"].any() and table["end"].isna().all():
+        table = table.drop(columns=["start", "end"])
+    write_text(out, table.to_csv(index=False))

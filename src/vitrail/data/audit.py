@@ -16,14 +16,16 @@ from vitrail.data.classes import similar_names
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.groups import groups_of
 from vitrail.data.identity import KnownImages
-from vitrail.data.near_duplicates import Copy, find_copies
+from vitrail.data.near_duplicates import Copy, SearchResult, find_copies
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.perceptual_hash import DisjointSets, connected_components
-from vitrail.data.sources.opening import accepts_setting
-from vitrail.data.thumbnails import Thumbnails
+from vitrail.data.sources.opening import accepts_setting, first_stream
+from vitrail.data.video.copies import find_clip_copies
+from vitrail.data.video.scan import ClipFacts, clip_facts, scan_clips
 
-# Images are looked at in this size, whole.
+# Images are looked at in this size, whole; of clips so many frames, where the settings give no number.
 AUDIT_SIZE = 64
+_FRAMES = 8
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Audit:
         look_alikes: Unconfirmed pairs with close hashes, the closest first.
         distance: Bits of 64 in which the hashes of these may differ.
         joined_groups: Groups (of the data's own) that duplicates join into one, each time more than one.
+        clips: Damage, motion, rates and lengths of clips; None of images.
     """
 
     images: int
@@ -109,6 +112,12 @@ class Audit:
     look_alikes: list[LookAlikes]
     distance: int
     joined_groups: list[tuple[str, ...]] = field(default_factory=list)
+    clips: ClipFacts | None = None
+
+    @property
+    def damaged(self) -> list[tuple[str, str]]:
+        """Clips with damaged frames, and what is wrong."""
+        return [] if self.clips is None else self.clips.damaged
 
     @property
     def possible_leaks(self) -> list[LookAlikes]:
@@ -146,7 +155,8 @@ def audit(
     Exact duplicates have the same bytes. Near duplicates are copies that are turned, mirrored, cropped by up to 5 % a
     side, recompressed, scaled, brighter or darker: images whose pixels agree after an alignment
     (:func:`vitrail.data.near_duplicates.find_copies`). Pairs with close hashes that do not agree are look-alikes.
-    Patches of a scene overlap by construction; of these only pairs in different splits are compared.
+    Patches of a scene overlap by construction; of these only pairs in different splits are compared. Clips are decoded
+    to their ends, and compared by their frames over time (:func:`vitrail.data.video.copies.find_clip_copies`).
 
     Args:
         config: Which images, and how they are split.
@@ -155,7 +165,7 @@ def audit(
         known: The images of a run, which keep their splits.
 
     Returns:
-        The result, and the images as read by the audit: whole, 64 x 64.
+        The result, and the images as read by the audit: whole, 64 x 64; of clips some frames.
 
     Raises:
         DataError: The data set cannot be opened, other than for files that cannot be read.
@@ -163,7 +173,8 @@ def audit(
     whole = config.changed({"images.resize": "squash", "images.crop_pct": 1.0, "loader.cache": False})
     if accepts_setting(config.source, "errors.on_unreadable"):
         whole = whole.changed({"errors.on_unreadable": "skip"})
-    data = open_data(whole, (AUDIT_SIZE, AUDIT_SIZE), classes, known=known)
+    frames = (config.video.num_frames or _FRAMES,) if first_stream(config.source) == "video" else ()
+    data = open_data(whole, (*frames, AUDIT_SIZE, AUDIT_SIZE), classes, known=known)
     source = data.source
     splits = [""] * len(source)
     for name, rows in data.splits.items():
@@ -171,7 +182,8 @@ def audit(
             splits[row] = name
     # Images of no split (patches across the border of blocks) are not part of the data.
     rows = [row for row, name in enumerate(splits) if name]
-    looks = _read_pixel_facts(data, rows)
+    clips = dict(zip(rows, scan_clips(source, rows), strict=True)) if frames else {}
+    looks = _read_pixel_facts(data, [row for row in rows if row not in clips or not clips[row].fault])
     with ThreadPoolExecutor() as pool:
         sizes = Counter(pool.map(source.original_size, rows))
 
@@ -183,7 +195,13 @@ def audit(
             "labels": tuple(source.label(i) for i in members),
         }
 
-    duplicates, pairs = _duplicates(data, rows, source.thumbnails()[rows], splits, distance)
+    def search(chosen: Sequence[int]) -> SearchResult:
+        if clips:
+            return find_clip_copies([clips[row] for row in chosen], distance)
+        patches = None if source.scene is None else [splits[row] for row in chosen]
+        return find_copies(source.thumbnails()[chosen], distance, splits=patches)
+
+    duplicates, pairs = _duplicates(data, rows, search)
     groups = [DuplicateGroup(kind, **described(members), relations=how) for kind, members, how in duplicates]
     found = Audit(
         images=len(rows),
@@ -198,6 +216,7 @@ def audit(
         similar_classes=similar_names(source.classes),
         look_alikes=[LookAlikes(**described(members), distance=bits) for members, bits in pairs],
         distance=distance,
+        clips=clip_facts([source.keys[row] for row in clips], list(clips.values())) if clips else None,
     )
     return dataclasses.replace(found, joined_groups=_joined_groups(found, data)), data
 
@@ -231,9 +250,7 @@ def _read_pixel_facts(data: ImageData, rows: list[int]) -> _PixelFacts:
 def _duplicates(
     data: ImageData,
     rows: list[int],
-    small: Thumbnails,
-    splits: Sequence[str],
-    distance: int,
+    search: Callable[[list[int]], SearchResult],
 ) -> tuple[list[tuple[str, list[int], tuple[str, ...]]], list[tuple[tuple[int, int], int]]]:
     """Find groups (kind, rows, relations) and look-alikes (rows, distance); near groups include exact copies."""
     with ThreadPoolExecutor() as pool:
@@ -244,11 +261,7 @@ def _duplicates(
     # One image of each digest is enough for the search.
     first = np.array([indices[0] for indices in copies.values()], dtype=np.int64)
     by_first = {indices[0]: indices for indices in copies.values()}
-    found = find_copies(
-        small[first],
-        distance,
-        splits=None if data.source.scene is None else [splits[rows[i]] for i in first],
-    )
+    found = search([rows[i] for i in first])
     pairs = [Copy(int(first[c.first]), int(first[c.second]), c.kind) for c in found.copies]
     neighbours: dict[int, list[tuple[int, str]]] = {}
     for pair in pairs:

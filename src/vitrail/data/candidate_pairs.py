@@ -94,7 +94,7 @@ def similar_pairs(small: Thumbnails, starts: Integers) -> Iterator[Candidates]:
     columns = tuple(waves.flatten(1) for waves in described)
     for low in range(0, len(small), _ROWS):
         rows = slice(low, min(low + _ROWS, len(small)))
-        pairings = _pairings(tuple(_orientations(waves[rows]) for waves in described), columns)
+        pairings = _pairings(tuple(oriented_descriptors(waves[rows]) for waves in described), columns)
         hits: list[tuple[Tensor, ...]] = []
         for left in range(int(starts[low]), len(small), _COLUMNS):
             part = slice(left, left + _COLUMNS)
@@ -122,7 +122,7 @@ def orient_pairs(small: Thumbnails, first: Integers, second: Integers) -> Candid
         first: Row of the one image of each pair, shape ``(P,)``.
         second: Row of the other.
     """
-    views = tuple(_orientations(waves) for waves in _described(small[first]))
+    views = tuple(oriented_descriptors(waves) for waves in _described(small[first]))
     columns = tuple(waves.flatten(1) for waves in _described(small[second]))
     each = torch.arange(len(first))
     return Candidates(first, second, *_best(_pairings(views, columns), each, each))
@@ -140,7 +140,7 @@ def hashed_pairs(small: Thumbnails, splits: Sequence[str]) -> Iterator[Candidate
 
     Source: Norouzi et al. 2012, arXiv:1307.2982 (pieces of hashes); Lv et al. 2007, VLDB, "Multi-probe LSH".
     """
-    waves = _descriptors(small)
+    waves = descriptors(small)
     names = np.array(splits)
     order = sorted(set(splits), key=lambda name: int((names == name).sum()))
     for number, name in enumerate(order[:-1]):
@@ -149,9 +149,9 @@ def hashed_pairs(small: Thumbnails, splits: Sequence[str]) -> Iterator[Candidate
         asked = np.flatnonzero(names == name)
         for start in range(0, len(asked), _COLUMNS):
             rows = asked[start : start + _COLUMNS]
-            row, column, orientation = index.find(_orientations(waves[torch.from_numpy(rows)]))
+            row, column, orientation = index.find(oriented_descriptors(waves[torch.from_numpy(rows)]))
             first, second = rows[row], known[column]
-            score = (_orientations(waves[first])[torch.arange(len(first)), torch.from_numpy(orientation)]
+            score = (oriented_descriptors(waves[first])[torch.arange(len(first)), torch.from_numpy(orientation)]
                      * waves[second].flatten(1)).sum(1).numpy() if len(first) else np.empty(0, np.float32)  # fmt: skip
             similar = np.flatnonzero(score > _SIMILAR)
             chosen = similar[_most_similar(row[similar], score[similar])]
@@ -218,7 +218,7 @@ def _unit(small: Thumbnails) -> Tensor:
     return torch.from_numpy(small).float() / 255
 
 
-def _descriptors(small: Thumbnails, zoom: float = 0.0) -> Tensor:
+def descriptors(small: Thumbnails, zoom: float = 0.0) -> Tensor:
     """Compute the lowest DCT frequencies, each times its frequency, of unit length, shape ``(N, 8, 8)``.
 
     The spectrum of photos falls with the frequency; the factor gives every frequency about the same weight.
@@ -243,7 +243,7 @@ _Pairings = tuple[tuple[Tensor, Tensor, float], ...]
 
 def _described(small: Thumbnails) -> tuple[Tensor, Tensor]:
     """Compute descriptors of the whole images, and of the images without their margins."""
-    return _descriptors(small), _descriptors(small, _ZOOM)
+    return descriptors(small), descriptors(small, _ZOOM)
 
 
 def _pairings(views: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> _Pairings:
@@ -259,7 +259,7 @@ def _best(pairings: _Pairings, row: Tensor, column: Tensor) -> tuple[Integers, n
     return (best % 8).numpy(), torch.tensor([zoom for *_, zoom in pairings])[best // 8].numpy()
 
 
-def _orientations(waves: Tensor) -> Tensor:
+def oriented_descriptors(waves: Tensor) -> Tensor:
     """Compute descriptors of the eight orientations: transposed, and with the odd frequencies negated.
 
     Args:

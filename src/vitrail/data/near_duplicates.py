@@ -39,7 +39,8 @@ _SMALL_CHAIN = 64
 _MIN_CONTRAST = 1.5
 _PAIRS = 128
 # A copy as seen from the other image.
-_REVERSED = {"turned 90": "turned 270", "turned 270": "turned 90", "brighter": "darker", "darker": "brighter"}
+_OPPOSITES = (("turned 90", "turned 270"), ("brighter", "darker"), ("a part", "longer"))
+_REVERSED = {**dict(_OPPOSITES), **{b: a for a, b in _OPPOSITES}}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def find_copies(small: Thumbnails, distance: int = 8, *, splits: Sequence[str] |
         distance: Bits of 64 in which the hashes of unconfirmed look-alikes may differ.
         splits: Name of each image's split; only pairs of different splits are compared. All pairs when not given.
     """
-    rows = _with_contrast(small)
+    rows = with_contrast(small)
     if splits is None:
         starts = np.arange(1, len(rows) + 1)
     else:
@@ -137,7 +138,7 @@ def find_copies_across_splits(small: Thumbnails, splits: Sequence[str]) -> Disjo
     # Equal thumbnails need no search: one of each and of each split stands for them.
     first: dict[tuple[bytes, str], int] = {}
     alike: dict[bytes, int] = {}
-    for row in _with_contrast(small).tolist():
+    for row in with_contrast(small).tolist():
         content = small[row].tobytes()
         for other in (first.setdefault((content, splits[row]), row), alike.setdefault(content, row)):
             searched.join(other, row)
@@ -151,7 +152,8 @@ def find_copies_across_splits(small: Thumbnails, splits: Sequence[str]) -> Disjo
     return joined
 
 
-def _with_contrast(small: Thumbnails) -> Integers:
+def with_contrast(small: Thumbnails) -> Integers:
+    """Find the images with contrast to compare; returns their rows."""
     contrast = [part.std((1, 2)) for part in np.array_split(small, 1 + len(small) // 4096)]
     return np.flatnonzero(np.concatenate(contrast) >= _MIN_CONTRAST)
 
@@ -184,7 +186,7 @@ def _confirm(small: Thumbnails, pairs: Candidates, groups: DisjointSets[int]) ->
         part = part[np.array([not groups.joined(*ends) for ends in part.ends()])]
         if not len(part):
             continue
-        aligned, agree = _compare(small, part)
+        aligned, agree = compare_pairs(small, part)
         for index in np.flatnonzero(agree).tolist():
             link = _make_link(part, aligned, index)
             if groups.join(link.copy.first, link.copy.second):
@@ -246,7 +248,7 @@ def _best_links(small: Thumbnails, rows: Sequence[int]) -> list[_Link]:
     every: list[_Link] = []
     for start in range(0, len(first), _PAIRS):
         pairs = orient_pairs(small, first[start : start + _PAIRS], second[start : start + _PAIRS])
-        aligned, agree = _compare(small, pairs)
+        aligned, agree = compare_pairs(small, pairs)
         every += [_make_link(pairs, aligned, index) for index in np.flatnonzero(agree).tolist()]
     groups = DisjointSets(rows)
     every.sort(key=_rank)
@@ -259,7 +261,7 @@ def _rank(link: _Link) -> tuple[bool, float]:
 
 
 def _make_link(pairs: Candidates, aligned: Alignment, index: int) -> _Link:
-    return _Link(_describe_copy(pairs, aligned, index), pairs[index : index + 1], float(aligned.detail[index]))
+    return _Link(describe_copy(pairs, aligned, index), pairs[index : index + 1], float(aligned.detail[index]))
 
 
 def _mostly_copies(small: Thumbnails, first: Integers, second: Integers, sampled: int) -> bool:
@@ -267,11 +269,11 @@ def _mostly_copies(small: Thumbnails, first: Integers, second: Integers, sampled
     if len(first) > sampled:
         chosen = np.random.default_rng(len(first)).choice(len(first), sampled, replace=False)
         first, second = first[chosen], second[chosen]
-    _, agree = _compare(small, orient_pairs(small, first, second))
+    _, agree = compare_pairs(small, orient_pairs(small, first, second))
     return float(agree.mean()) >= _COMPLETE
 
 
-def _compare(small: Thumbnails, pairs: Candidates) -> tuple[Alignment, npt.NDArray[np.bool_]]:
+def compare_pairs(small: Thumbnails, pairs: Candidates) -> tuple[Alignment, npt.NDArray[np.bool_]]:
     """Align pairs, and classify them as copies or not."""
     first, second = pairs.pixels(small)
     with _one_thread():
@@ -310,7 +312,7 @@ def _fineness(images: Tensor) -> Tensor:
     return 1 - low / energy.sum((1, 2)).clamp(min=1e-9)
 
 
-def _describe_copy(pairs: Candidates, aligned: Alignment, index: int) -> Copy:
+def describe_copy(pairs: Candidates, aligned: Alignment, index: int) -> Copy:
     """Describe the difference of the second image from the first, from their alignment."""
     orientation = int(pairs.orientation[index])
     kinds = [ORIENTATIONS[orientation]] if orientation else []

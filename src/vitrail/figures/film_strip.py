@@ -34,6 +34,21 @@ def film_strip(clips: Tensor) -> Tensor:
     return tiles.reshape(n, chans, rows * height, columns * width)
 
 
+def square_of_frames(clips: Tensor) -> Tensor:
+    """Lay four frames at equal distances two by two, in the shape of a frame.
+
+    Args:
+        clips: Shape ``(n, C, T, H, W)``.
+
+    Returns:
+        Shape ``(n, C, 2 * H, 2 * W)``.
+    """
+    n, chans, length, height, width = clips.shape
+    shown = clips[:, :, torch.tensor(spread_frames(length, 4), device=clips.device)]
+    tiles = shown.view(n, chans, 2, 2, height, width).transpose(3, 4)
+    return tiles.reshape(n, chans, 2 * height, 2 * width)
+
+
 def flat_maps(maps: Tensor) -> Tensor:
     """Bring maps to the layout of the pictures: ``(n, H, W)`` as they are, of clips, ``(n, T, H, W)``, as strips."""
     return maps if maps.ndim == 3 else film_strip(maps[:, None])[:, 0]

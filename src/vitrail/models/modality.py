@@ -117,7 +117,7 @@ class Need(NamedTuple):
 # Verb or option -> its need; those that are not listed take every input.
 NEEDS = {
     "data stats": Need((IMAGE, VIDEO), "coordinates are used as they are, and need no statistics"),
-    "data audit": Need((IMAGE,), "leave it out; `vitrail data split` counts the classes of each split"),
+    "data audit": Need((IMAGE, VIDEO), "leave it out; `vitrail data split` counts the classes of each split"),
     "pretrain": Need((IMAGE, VIDEO), "train it with labels (`vitrail train`)"),
     "task.name simmim": Need((IMAGE,), "use task.name mae for clips, labels (`vitrail train`) for others"),
     "inspect --image": Need((IMAGE,), "leave it out for random noise"),

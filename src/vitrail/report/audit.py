@@ -9,9 +9,11 @@ from typing import Any
 from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.data.dataset import ImageData
 from vitrail.figures.display import as_pictures, jpeg_uri
+from vitrail.figures.film_strip import square_of_frames
 from vitrail.files import write_text
+from vitrail.models.modality import MODALITIES, reword
 from vitrail.report.audit_brief import audit_brief
-from vitrail.report.brief import brief_markdown
+from vitrail.report.brief import Answer, brief_markdown
 from vitrail.report.glossary import terms_in
 from vitrail.report.rendering import render
 
@@ -50,18 +52,25 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
         f"Their hashes differ in at most {found.distance} of 64 bits (--distance); the closest come first."
     }
     place = str(data.config.path or data.config.source)
-    brief = audit_brief(found, place)
+    modality = MODALITIES[data.source.first]
+
+    def named(text: str) -> str:
+        return reword(text, modality, names=(*data.source.classes, place))
+
+    brief = [Answer(answer.question, list(map(named, answer.lines))) for answer in audit_brief(found, place)]
+    words = terms_in(f"{brief_markdown(brief)} {' '.join(notes.values())}")
     text = render(
         "audit.html.j2",
         f"Audit of {place}",
         brief=brief,
-        words=terms_in(f"{brief_markdown(brief)} {' '.join(notes.values())}"),
+        words={word: named(told) for word, told in words.items()},
+        named=named,
         found=found,
         splits=list(found.splits),
         kinds=[
             {
                 "title": title,
-                "note": notes.get(title, ""),
+                "note": named(notes.get(title, "")),
                 "number": len(groups),
                 "groups": [_draw(g, data) for g in groups[:_MOST_GROUPS]],
             }
@@ -95,7 +104,9 @@ def _draw(group: DuplicateGroup | LookAlikes, data: ImageData) -> dict[str, Any]
 
 
 def _thumbnail(data: ImageData, row: int) -> str:
-    """An image as a data URI, with stretched contrast."""
+    """An image, or four frames of a clip, as a data URI, with stretched contrast."""
     images = data.source.load([row])[data.source.first]
+    if images.ndim == 5:
+        images = square_of_frames(images)
     (picture,) = as_pictures(images, data.source.bands[data.source.first], stretch=True)
     return jpeg_uri(picture, (_SIDE, _SIDE))

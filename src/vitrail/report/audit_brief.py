@@ -54,6 +54,7 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
         if split in ("train", "val", "test")
     }
     missing = [f"{listed(names, 3)} in {split}" for split, names in lacking.items() if names]
+    still = [] if found.clips is None else found.clips.still
     constant = len({key for key, _, _ in found.constant})
     return [
         (line, remedy)
@@ -81,6 +82,12 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
                 "Replace or remove the unreadable files, or go on without them by `--data.errors.on_unreadable skip`.",
             ),
             (
+                len(found.damaged),
+                f"{plural(len(found.damaged), 'clip')} with damaged frames.",
+                "Take out the damaged clips, or encode them again: training stops at those that cannot be decoded, and "
+                "reads other damaged frames as they are.",
+            ),
+            (
                 len(missing),
                 f"No image of {listed(missing, 3)}.",
                 "Add images of the missing classes, or split the data again: nothing is measured of them.",
@@ -101,6 +108,11 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
                 len(found.empty_bands),
                 f"Bands with one value in every image: {listed([band for _, band in found.empty_bands], 4)}.",
                 "Leave out bands that hold nothing, by `--data.bands.use`.",
+            ),
+            (
+                len(still),
+                f"{plural(len(still), 'clip')} without motion.",
+                "Look at the clips without motion: one of their frames shows all that they do.",
             ),
             (
                 constant,

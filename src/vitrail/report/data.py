@@ -310,8 +310,17 @@ def _findings(audit: dict[str, Any]) -> pd.DataFrame:
     kinds = {kind: [g for g in audit["duplicates"] if g["kind"] == kind] for kind in ("exact", "near")}
     constant = list(dict.fromkeys(key for key, _, _ in audit["constant"]))
     empty = [f"{stream}: {band}" for stream, band in audit["empty_bands"]]
+    clips = audit.get("clips")
     found: list[tuple[str, list[str]]] = [
         ("files that cannot be read", [path for path, _ in audit["unreadable"]]),
+        *(
+            []
+            if clips is None
+            else [
+                ("clips with damaged frames", [key for key, _ in clips["damaged"]]),
+                ("clips without motion", clips["still"]),
+            ]
+        ),
         ("groups of exact duplicates", [_pair(g) for g in kinds["exact"]]),
         ("groups of near duplicates", [_pair(g) for g in kinds["near"]]),
         ("duplicates across splits", [_pair(g) for g in audit["duplicates"] if _leaks(g)]),

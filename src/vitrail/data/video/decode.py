@@ -215,10 +215,21 @@ def each_frame(index: VideoIndex, color: str) -> Iterator[tuple[float, Tensor]]:
     Raises:
         DataError: It cannot be decoded to its end.
     """
+    yield from ((time, pixels) for time, pixels, _ in each_frame_checked(index, color))
+
+
+def each_frame_checked(index: VideoIndex, color: str) -> Iterator[tuple[float, Tensor, bool]]:
+    """Decode all frames like :func:`each_frame`, with the decoder's report of damaged ones.
+
+    Returns:
+        Time, frame and whether it is damaged.
+
+    Raises:
+        DataError: It cannot be decoded to its end.
+    """
     if index.path.is_dir():
-        yield from (
-            (time, read_image(file, color, convert=True)) for time, file in zip(index.times, index.stamps, strict=True)
-        )
+        for shown, file in zip(index.times, index.stamps, strict=True):
+            yield shown, read_image(file, color, convert=True), False
         return
     av = import_extra("av", "video")
     # Decoders give frames in the order in which they are displayed; stamps of some containers are not in order.
@@ -229,7 +240,7 @@ def each_frame(index: VideoIndex, color: str) -> Iterator[tuple[float, Tensor]]:
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
                 if frame.pts is not None and (time := next(times, None)) is not None:
-                    yield time, _pixels(frame, color)
+                    yield time, _pixels(frame, color), frame.is_corrupt
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{index.path} cannot be decoded: {_reason(error)}") from error
 

@@ -36,9 +36,10 @@ from vitrail.data.video.sampling import Position, random_position, view_position
 from vitrail.errors import ConfigError, DataError, few
 
 # Remedy for a file whose damage appears when its frames are read.
+REENCODE = "encode them again (ffmpeg -err_detect ignore_err -i FILE NEW)"
 _DAMAGED = (
-    "data.errors.on_unreadable skip leaves out files that cannot be opened: take this one out of data.path, or encode "
-    "it again (ffmpeg -err_detect ignore_err -i FILE NEW)"
+    "data.errors.on_unreadable skip leaves out files that cannot be opened; `vitrail data audit` lists those that are "
+    f"damaged further inside: take them out of data.path, or {REENCODE}"
 )
 # Number of crops -> where each lies along the longer side.
 _CROPS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
@@ -234,6 +235,11 @@ class VideoSource(StoredSource):
     def original_size(self, index: int) -> tuple[int, int]:
         """Return height and width of a frame before resizing."""
         return self._indices[index].size
+
+    def location(self, index: int) -> tuple[Path, float, float | None]:
+        """Return the file of a clip, and its start and end as they are listed."""
+        row = self._rows[index]
+        return row.path, row.start, row.end
 
     def video(self, index: int) -> VideoIndex:
         """Return the frames of the file that a clip is of."""

@@ -1,0 +1,166 @@
+"""Frames of clips decoded once, each to its end: damage, and thumbnails for the search of copies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.data.sources.base import ImageSource, to_unit, unwrap_source
+from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored, thumbnails
+from vitrail.data.video.decode import each_frame_checked
+from vitrail.data.video.source import VideoSource
+from vitrail.errors import DataError
+
+# Thumbnails of a clip: at most so many, fewer where all clips together would exceed the other number, never fewer than
+# the last.
+_MOST, _ALTOGETHER, _LEAST = 256, 1 << 19, 16
+# Grey levels by which thumbnails of a clip without motion may differ.
+_STILL = 2
+# Seconds: what rounding may add to a time. Bytes at the end of a GIF that may be padding after its trailer.
+_ROUNDING, _TRAILER = 1e-6, 1 << 12
+
+
+@dataclass(frozen=True)
+class ScannedClip:
+    """What decoding a clip to its end gives.
+
+    Attributes:
+        times: Seconds of each thumbnail from the start of the clip, in order, shape ``(F,)``.
+        small: Gray thumbnails at equal distances in time, shape ``(F, 32, 32)``.
+        duration: Length in seconds.
+        rate: Mean frames a second of its file.
+        fault: Damage; "" where all frames are sound.
+    """
+
+    times: npt.NDArray[np.float64]
+    small: Thumbnails
+    duration: float
+    rate: float
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """Facts of the clips of a data set that images do not have.
+
+    Attributes:
+        damaged: Clips with damaged frames, and what is wrong.
+        still: Clips in which nothing moves.
+        rates: Frames a second of the files, rounded, and how many clips have each; the most frequent first.
+        durations: Shortest, median and longest clip in seconds.
+    """
+
+    damaged: list[tuple[str, str]]
+    still: list[str]
+    rates: list[tuple[int, int]]
+    durations: tuple[float, float, float]
+
+
+def clip_facts(keys: Sequence[str], clips: Sequence[ScannedClip]) -> ClipFacts:
+    """Collect the facts of clips.
+
+    Args:
+        keys: Their names.
+        clips: What decoding them gave, one each.
+    """
+    pairs = list(zip(keys, clips, strict=True))
+    durations = np.array([clip.duration for clip in clips])
+    return ClipFacts(
+        damaged=[(key, clip.fault) for key, clip in pairs if clip.fault],
+        still=[key for key, clip in pairs if not clip.fault and _moves(clip.small) <= _STILL],
+        rates=Counter(round(clip.rate) for clip in clips).most_common(),
+        durations=(float(durations.min()), float(np.median(durations)), float(durations.max())),
+    )
+
+
+def _moves(small: Thumbnails) -> int:
+    """Return the largest change of a pixel, in grey levels."""
+    return int((small.max(0) - small.min(0)).max()) if len(small) else 0
+
+
+def scan_clips(source: ImageSource, rows: Sequence[int]) -> list[ScannedClip]:
+    """Decode clips to their ends, several files at a time, each file once for all of its clips.
+
+    Args:
+        source: Clips of files, or others, whose frames are a second apart here.
+        rows: Indices of the clips.
+    """
+    most = min(_MOST, max(_LEAST, _ALTOGETHER // max(1, len(rows))))
+    clips = unwrap_source(source)
+    if not isinstance(clips, VideoSource):
+        return [_scan_read(source, row) for row in rows]
+    files: dict[Path, list[int]] = {}
+    for row in rows:
+        files.setdefault(clips.video(row).path, []).append(row)
+    with ThreadPoolExecutor() as pool:
+        found = dict(
+            pair for part in pool.map(lambda own: _scan_file(clips, own, most), files.values()) for pair in part
+        )
+    return [found[row] for row in rows]
+
+
+def _scan_read(source: ImageSource, row: int) -> ScannedClip:
+    frames = to_unit(source.read([row])[source.first])[0].transpose(0, 1)
+    return ScannedClip(np.arange(len(frames), dtype=np.float64), thumbnails(frames), float(len(frames)), 1.0)
+
+
+def _scan_file(source: VideoSource, rows: Sequence[int], most: int) -> list[tuple[int, ScannedClip]]:
+    """Decode a file once for the clips that are parts of it; return each with its row."""
+    index = source.video(rows[0])
+    times = np.array(index.times)
+    own = {row: _spread(np.flatnonzero(_inside(times, source.span(row))), most) for row in rows}
+    wanted = {number for numbers in own.values() for number in numbers}
+    small: dict[int, Thumbnails] = {}
+    damaged = np.zeros(len(times), dtype=bool)
+    decoded, reason = 0, ""
+    try:
+        for number, (_, pixels, corrupt) in enumerate(each_frame_checked(index, "gray")):
+            damaged[number] = corrupt
+            if number in wanted:
+                small[number] = thumbnail_of_stored(pixels.numpy(), None)
+            decoded = number + 1
+    except DataError as error:
+        reason = f" ({str(error).removeprefix(f'{index.path} ').removeprefix('cannot be decoded: ')})"
+    cut = "ends before its last byte, as a truncated file does" if _is_cut(index.path) else ""
+    found = []
+    for row, numbers in own.items():
+        start, end = source.span(row)
+        inside = _inside(times, (start, end))
+        fault = cut
+        if inside[decoded:].any():
+            fault = (
+                f"can be decoded to {times[decoded - 1] if decoded else 0.0:.2f} s of {index.duration:.2f} s{reason}"
+            )
+        elif (damaged & inside).any():
+            first = times[(damaged & inside).argmax()]
+            fault = f"has damaged frames ({(damaged & inside).sum()} of {inside.sum()}, the first at {first:.2f} s)"
+        good = [number for number in numbers if number in small]
+        frames = np.stack([small[number] for number in good]) if good else np.zeros((0, SIDE, SIDE), dtype=np.uint8)
+        found.append((row, ScannedClip(times[good] - start, frames, end - start, index.rate, fault)))
+    return found
+
+
+def _inside(times: npt.NDArray[np.float64], span: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    inside: npt.NDArray[np.bool_] = (times >= span[0] - _ROUNDING) & (times < span[1] - _ROUNDING)
+    return inside
+
+
+def _spread(numbers: npt.NDArray[np.int64], most: int) -> list[int]:
+    chosen = np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(np.int64)
+    spread: list[int] = numbers[chosen].tolist()
+    return spread
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a GIF lacks its trailer; decoders go on without the missing frames, and say nothing."""
+    if path.suffix.lower() != ".gif":
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TRAILER))
+        return not file.read().rstrip(b"\0").endswith(b";")

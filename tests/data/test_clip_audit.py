@@ -1,0 +1,129 @@
+"""Audit of clips: damage to the end of each file, copies and groups across splits, clips without motion."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.test_clip_copies import footage
+from tests.data.test_videos import _video
+from tests.settings import data_config
+from vitrail.cli.main import main
+from vitrail.data.audit import audit
+from vitrail.data.video.decode import VideoIndex
+from vitrail.data.video.scan import scan_clips
+from vitrail.data.video.source import VideoSource
+
+
+def _write_frames(folder, frames):
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray((frame * 255).round().astype(np.uint8)).save(folder / f"{i}.png", compress_level=1)
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """Clips of two classes in three splits: a part of one, a mirrored one, and a still one."""
+    for split, first in (("train", 0), ("val", 10), ("test", 20)):
+        for number, label in enumerate("aabb"):
+            _write_frames(tmp_path / split / label / str(number), footage(first + number, first + number, frames=12))
+    _write_frames(tmp_path / "val" / "a" / "part", footage(0, 0, frames=12)[2:10])
+    _write_frames(tmp_path / "train" / "b" / "mirrored", footage(1, 1, frames=12)[:, :, ::-1])
+    _write_frames(tmp_path / "train" / "b" / "still", np.repeat(footage(40, 0, frames=1), 5, axis=0))
+    return tmp_path
+
+
+def test_copies_and_still_clips_are_found_and_nothing_else(spoiled, monkeypatch, capsys):
+    found, data = audit(data_config(source="videos", path=str(spoiled), color="gray"))
+    assert found.images == len(data.source) == 15
+    assert {group.keys: group.relations[1] for group in found.duplicates} == {
+        ("train/a/0", "val/a/part"): "recompressed or scaled, a part",
+        ("train/a/1", "train/b/mirrored"): "mirrored",
+    }
+    assert [group.keys[1] for group in found.leaks] == ["val/a/part"]
+    assert [group.keys[1] for group in found.conflicts] == ["train/b/mirrored"]
+    assert found.clips.still == ["train/b/still"]
+    assert found.clips.rates == [(25, 15)]
+    assert found.clips.durations == pytest.approx((0.2, 0.48, 0.48))
+    assert not found.damaged
+    json.dumps(found.to_dict())
+
+    monkeypatch.chdir(spoiled)
+    words = ["--data.source", "videos", "--data.path", ".", "--data.color", "gray"]
+    assert main(["data", "audit", *words, "--out", "audit.html", "--groups", "groups.csv"]) == 1
+    shown = capsys.readouterr()
+    assert "clips without motion" in shown.out
+    assert "image" not in shown.out
+    assert "--data.source videos --data.path groups.csv --data.split grouped" in shown.err
+    page = (spoiled / "audit.html").read_text()
+    assert "15 clips" in page
+    assert "val/a/part" in page
+    grouped = VideoSource(data_config(source="videos", path="groups.csv", color="gray"), (4, 16, 16), None)
+    group = dict(zip(grouped.keys, grouped.groups, strict=True))
+    assert group["train/a/0"] == group["val/a/part"]
+    assert len(set(group.values())) == 13
+
+
+def test_groups_across_splits_are_a_leak(tmp_path):
+    for number in range(6):
+        _write_frames(tmp_path / str(number), footage(number, number, frames=4))
+    rows = [f"{i},{'ab'[i % 2]},{('train', 'val')[i >= 4]},{('g', i)[i not in (0, 4)]}" for i in range(6)]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,label,split,group", *rows]))
+    found, _ = audit(data_config(source="videos", path=str(tmp_path / "clips.csv")))
+    assert found.shared_groups == {"g": ("train", "val")}
+    assert found.split_leaks
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_damage_inside_of_a_file_is_of_the_clips_that_it_touches(tmp_path, suffix):
+    """Bytes in the middle are overwritten: the first clip of the file is sound, the others are not."""
+    file = _video(tmp_path / f"clip{suffix}", 25, 3)
+    content = bytearray(file.read_bytes())
+    start = content.rindex(b"mdat") if suffix == ".mp4" else content.index(b"movi")
+    end = content.index(b"moov") if suffix == ".mp4" and content.rindex(b"moov") > start else content.index(b"idx1")
+    for i in range(start + (end - start) // 2, start + (end - start) * 6 // 10):
+        content[i] = 0x55
+    file.write_bytes(content)
+    (tmp_path / "clips.csv").write_text(
+        f"path,label,start,end\n{file.name},a,0,1\n{file.name},b,1,2\n{file.name},b,,\n"
+    )
+    unsplit = {"splitting__val_fraction": 0.0, "splitting__test_fraction": 0.0}
+    found, _ = audit(data_config(source="videos", path=str(tmp_path / "clips.csv"), **unsplit))
+    names = [name for name, _ in found.damaged]
+    assert names == [f"{file.name}@1-2", file.name]
+    assert all("damaged frames" in why or "can be decoded to" in why for _, why in found.damaged)
+
+
+def test_a_gif_that_ends_early_is_damaged(tmp_path):
+    pytest.importorskip("av")
+    frames = [Image.fromarray((frame * 255).astype(np.uint8)) for frame in footage(0, 0, frames=6)]
+    for name in ("whole", "cut"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        frames[0].save(tmp_path / "a" / f"{name}.gif", save_all=True, append_images=frames[1:], duration=100)
+    cut = tmp_path / "a" / "cut.gif"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+    source = VideoSource(data_config(source="videos", path=str(tmp_path)), (4, 16, 16), None)
+    assert {key: bool(clip.fault) for key, clip in zip(source.keys, scan_clips(source, [0, 1]), strict=True)} == {
+        "a/cut.gif": True,
+        "a/whole.gif": False,
+    }
+
+
+@pytest.mark.parametrize(("altogether", "each"), [(1 << 19, 256), (500, 100), (10, 16)])
+def test_many_clips_have_fewer_thumbnails_each(tmp_path, monkeypatch, altogether, each):
+    monkeypatch.setattr("vitrail.data.video.scan._ALTOGETHER", altogether)
+    frames = [i / 10 for i in range(1000)]
+    index = VideoIndex.of_stamps(tmp_path / "a", range(1000), 0.1, (8, 8))
+    source = VideoSource.__new__(VideoSource)
+    source.video, source.span = lambda row: index, lambda row: (10.0, 90.0)
+    still = np.zeros((1, 8, 8), dtype=np.uint8)
+    monkeypatch.setattr(
+        "vitrail.data.video.scan.each_frame_checked",
+        lambda index, color: ((time, torch.from_numpy(still), False) for time in frames),
+    )
+    found = scan_clips(source, range(5))[0]
+    assert len(found.small) == each
+    assert found.times[0] == pytest.approx(0.0)
+    assert found.times[-1] == pytest.approx(79.9)
