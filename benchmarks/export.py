@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,15 +46,17 @@ BANDS = ("red", "green", "blue")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def build(name: str) -> TrainedModel:
+def build(name: str, settings: dict[str, Any] | None = None) -> TrainedModel:
     """A model with random weights, as a run's."""
     torch.manual_seed(0)
-    model = create_model(name, num_classes=CLASSES).eval()
+    model = create_model(name, num_classes=CLASSES, **(settings or {})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim <= 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    card = ModelCard(name, {}, tuple(map(str, range(CLASSES))), {"image": StreamCard(BANDS, MEAN, STD, SIZE, "uint8")})
+    card = ModelCard(
+        name, settings or {}, tuple(map(str, range(CLASSES))), {"image": StreamCard(BANDS, MEAN, STD, SIZE, "uint8")}
+    )
     return TrainedModel(model, card.normalization(), card)
 
 
