@@ -8,6 +8,7 @@ import pytest
 from tests.deploy.exporting import needs_openvino
 from tests.engines.test_signal_stack import doubled
 from vitrail.engines.openvino import OpenVINOEngine
+from vitrail.engines.split import sizes_of_parts, split_into
 from vitrail.errors import ConfigError
 
 pytestmark = needs_openvino
@@ -47,7 +48,34 @@ def test_batches_that_are_split_over_streams_keep_their_order(threads, count):
             outputs = engine.run(inputs)
             np.testing.assert_allclose(outputs["product"], x @ factor, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(outputs["total"], (x @ factor).sum(1), rtol=1e-4, atol=1e-5)
-    assert (engine._streams is not None) == (1 < threads <= count)
+    hints = {hint for hint, _ in engine._compiled}
+    assert ("THROUGHPUT" in hints) == (1 < threads <= count)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"),
+    [(1, 1, [1]), (3, 3, [1, 1, 1]), (8, 8, [4, 4]), (8, 4, [4, 4]), (8, 3, [1] * 8), (23, 12, [4] * 5 + [1] * 3),
+     (33, 17, [16, 16, 1]), (64, 32, [16] * 4)],
+)  # fmt: skip
+def test_parts_have_few_sizes(count, most, sizes):
+    assert sizes_of_parts(count, most) == sizes
+    x = np.arange(count)[:, None]
+    parts = split_into({"x": x, "y": x[:0]}, sizes)
+    assert [len(part["x"]) for part in parts] == sizes
+    assert {len(part["y"]) for part in parts} == {0}
+    assert (np.concatenate([part["x"] for part in parts]) == x).all()
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_small_models_alone_are_compiled_for_fixed_sizes(monkeypatch, limit, fixed):
+    monkeypatch.setattr("vitrail.engines.openvino._SMALL", limit)
+    engine = OpenVINOEngine(mixed(np.eye(4, dtype=np.float32)), threads=2, fixed_sizes=fixed)
+    x = np.random.default_rng(0).standard_normal((37, 4)).astype(np.float32)
+    for count in (1, 2, 3, 9, 37):
+        assert (engine.run({"x": x[:count], "y": x[:0]})["product"] == x[:count]).all()
+    sizes = {size for _, size in engine._compiled}
+    assert sizes == ({None, (1, 0), (4, 0), (16, 0)} if limit and fixed else {None})
 
 
 def test_a_batch_after_one_that_failed():

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from vitrail.engines.base import Arrays
 
+# Sizes of parts for which models are compiled: few, so that batches of all sizes share them.
+_SIZES = (16, 4, 1)
+
 
 def batch_size(inputs: Mapping[str, npt.NDArray[Any]]) -> int:
     """Return the number of images of a batch; inputs of the entry that is not used are empty."""
@@ -26,6 +29,32 @@ def split_batch(inputs: Mapping[str, npt.NDArray[Any]], parts: int) -> list[Arra
     return [{name: own[part] for name, own in pieces.items()} for part in range(parts)]
 
 
+def sizes_of_parts(count: int, most: int) -> list[int]:
+    """Return sizes of parts of a batch, 16, 4 or 1 image each, the largest first.
+
+    Args:
+        count: Images of the batch.
+        most: Most images of a part.
+    """
+    sizes: list[int] = []
+    for size in _SIZES:
+        if size <= max(most, 1):
+            sizes += [size] * (count // size)
+            count %= size
+    return sizes
+
+
+def split_into(inputs: Mapping[str, npt.NDArray[Any]], sizes: Sequence[int]) -> list[Arrays]:
+    """Split a batch into parts of given sizes; empty inputs stay empty in each part."""
+    ends = np.cumsum(sizes)
+    return [
+        {name: array[end - size : end] if len(array) else array for name, array in inputs.items()}
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
 def join_outputs(parts: Sequence[Arrays]) -> Arrays:
     """Concatenate the outputs of the parts of a batch, in order."""
+    if len(parts) == 1:
+        return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -198,7 +198,9 @@ class _Quantization:
         self.ranking = ranking
         self.outside = names_outside(model)
         self.start = time.monotonic()
-        self.original = self._probabilities(OpenVINOEngine(model, "fp32", settings.threads), self.ranking)
+        self.original = self._probabilities(
+            OpenVINOEngine(model, "fp32", settings.threads, fixed_sizes=False), self.ranking
+        )
         self.tried: list[tuple[str, Change]] = []
         self.left_out: list[tuple[str, float]] = []
         self.floating = "fp32"
@@ -306,7 +308,7 @@ class _Quantization:
     def _variant(self, scheme: Scheme, restored: tuple[str, ...] = ()) -> _Variant:
         begun = time.monotonic()
         made = _run_nncf(self.model, self._calibration(scheme), scheme, [*self.outside, *restored])
-        engine = OpenVINOEngine(made, INT8, self.settings.threads)
+        engine = OpenVINOEngine(made, INT8, self.settings.threads, fixed_sizes=False)
         self.floating, operations = engine.floating, engine.operations()
         change, difference = self._measure(engine)
         seconds = time.monotonic() - begun
@@ -327,7 +329,8 @@ class _Quantization:
     def _trial(self, model: Graph, groups: Sequence[Group]) -> OpenVINOEngine:
         """Compile a quantised graph in which the activations of some groups are not quantised."""
         names = [name for group in groups for name in group.quantizers]
-        return OpenVINOEngine(without_quantizers(model, names), self.floating, self.settings.threads)
+        quantized = without_quantizers(model, names)
+        return OpenVINOEngine(quantized, self.floating, self.settings.threads, fixed_sizes=False)
 
     def _probabilities(self, engine: OpenVINOEngine, images: Arrays) -> Doubles:
         count, size = len(next(iter(images.values()))), self.settings.batch
