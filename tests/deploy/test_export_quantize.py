@@ -152,7 +152,7 @@ def test_the_quantised_model_has_int8_operations_and_equal_preprocessing(photogr
     assert 0 < found.change.mean < 0.1
     assert any("int8 operations" in line for line in lines)
     # Photographs, through the same layers: a picture of the model's size gives what resized pixels give.
-    engine = OpenVINOEngine(found.model, "int8", threads=1)
+    engine = OpenVINOEngine(found.model, "int8", threads=1, fixed_sizes=False)
     images, none = pixels(3, 2), np.zeros((0, 3, 1, 1), np.uint8)
     resized = engine.run({"image": none, "image_resized": images})
     whole = engine.run({"image": images, "image_resized": np.zeros((0, 3, *SIZE), np.uint8)})

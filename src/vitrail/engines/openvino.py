@@ -63,9 +63,10 @@ class OpenVINOEngine:
     """Model of OpenVINO, compiled for this CPU.
 
     Batches with an image for each thread or more are computed in parts, in streams that run at once and have fewer
-    threads each; OpenVINO chooses their number. Small models are compiled for fixed sizes of these parts, which takes
-    half their time or less; larger ones gain nothing, and each size holds the weights again. All are compiled when they
-    are first needed. In fp32 outputs are the same; lower precision rounds at other places for each size.
+    threads each; OpenVINO chooses their number. Small models are compiled for fixed sizes of these parts, where inputs
+    have a fixed size: they then need 0.5 to 0.8 of the time. Larger ones gain nothing, and each size holds the weights
+    again. All are compiled when they are first needed. Outputs do not depend on the batch. Those of a fixed size and
+    of photographs of any size are the same in fp32; lower precision rounds at other places.
 
     Args:
         file: The model, model.xml, or an ``openvino.Model``.

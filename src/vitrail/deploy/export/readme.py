@@ -46,8 +46,8 @@ _CASTS = """
 OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check types
 before the call, or load the folder with `vitrail.engines.load_export`, which refuses other types and sizes.
 
-vitrail computes a batch in parts at once (`"PERFORMANCE_HINT": "THROUGHPUT"`, a request for each part), which is faster
-than one request with all threads and gives the same outputs.
+vitrail computes a batch in parts at once (`"PERFORMANCE_HINT": "THROUGHPUT"`, a request for each part), and compiles
+small models for fixed sizes of the parts (`model.reshape` before `compile_model`). Both are faster than this code.
 """
 _UNCHECKED = """
 The package checks neither types nor sizes: others are read as if they were these. Check them before the call, or load
