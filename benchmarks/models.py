@@ -191,7 +191,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     right.axhspan(0.9, 1.1, color="gray", alpha=0.15, linewidth=0)
     right.set(xlabel="side of the image, pixels", ylabel="cost of a pixel, 224 = 1", xticks=SIZES, ylim=(0, None))
     right.set_title("points: time; dotted: operations; gray: within 10 %", fontsize=9)
-    with replacing(path) as temporary:
+    # Letters as text, not as outlines: a third of the size.
+    with replacing(path) as temporary, plt.rc_context({"svg.fonttype": "none"}):
         figure.savefig(temporary, format="svg")
 
 

@@ -200,7 +200,8 @@ def draw(pair: pd.DataFrame, grid: pd.DataFrame, path: Path) -> None:
     right.text(4, 2.78, "the claim: 2.75", ha="right", fontsize=8, color="gray")
     right.set(xlabel="TokenLearner after layer", ylabel="iterations / s over plain ViT", xticks=LAYERS)
     right.legend(frameon=False)
-    with replacing(path) as temporary:
+    # Letters as text, not as outlines: a third of the size.
+    with replacing(path) as temporary, plt.rc_context({"svg.fonttype": "none"}):
         figure.savefig(temporary, format="svg")
 
 
