@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import re
 import shutil
@@ -33,6 +34,7 @@ from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain import attention_rollout
 from vitrail.runs import load_trained
 from vitrail.runs.folder import RunFolder
+from vitrail.train.teacher import LoadedTeacher
 
 SOURCES = {"video": "videos", "points": "points"}
 WORDS = "--format torch --precision fp32 --budget 0s --threads 1 --include heatmap embedding sets ood".split()
@@ -254,3 +256,30 @@ def test_the_code_for_clouds_chooses_among_different_points_as_the_run_does(
         columns = [5, 3] if bands[0] == "feature2" else [3, 4]
         assert np.allclose(names["features"][0, :real][order], rows[chosen][:, columns])
         assert (names["features"][0, real:] == 0).all()
+
+
+def test_an_export_teaches_as_its_run(place, opened, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place.root)
+    trained, files, _ = opened
+    student = dataclasses.replace(trained.card, classes=trained.card.classes[::-1])
+    of_run, of_export = (LoadedTeacher(path, student) for path in ("run", "out"))
+    streams = {name: x for name, x in files.batch(range(5)).items() if name in trained.card.streams}
+    expected = trained.classify(streams)[0].flip(1)
+    assert (of_run(streams) - expected).abs().max() < 1e-5
+    assert (of_export(streams) - expected).abs().max() < 1e-5
+    if place.kind == "video":
+        # Augmented frames have values between levels and outside of 0..1, progressive sizes are others.
+        augmented = {"video": streams["video"] * 1.3 - 0.1}
+        levels = {"video": (augmented["video"].clamp(0, 1) * 255).round() / 255}
+        assert (of_export(augmented) - of_run(levels)).abs().max() < 1e-5
+        larger = {"video": streams["video"].repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)}
+        assert (of_run(larger) - expected).abs().max() < 0.05
+    words = [*place.data, "--task.name", "distill", "--task.teacher", "out", "--run.tensorboard", "false"]
+    assert main(["train", *words, "--run.dir", str(tmp_path / "student")]) == 0
+    capsys.readouterr()
+    name, noun = ("num_frames", "frames") if place.kind == "video" else ("num_points", "points")
+    count = int(place.settings[name])
+    words[words.index(f"--model.{name}") + 1] = str(2 * count)
+    assert main(["train", *words, "--run.dir", str(tmp_path / "other")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"of {count} {noun}, and the student of {2 * count}; set --model.{name} {count}" in line

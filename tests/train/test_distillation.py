@@ -1,16 +1,20 @@
 """Training with a teacher: a run or an export, classes in any order, resuming, and every misuse in one line."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.cli.test_verbs import SMALL, fails
+from tests.deploy.eager import run_eagerly
+from tests.deploy.exporting import QUICK
 from tests.images import make_folder
 from vitrail.cli.main import main
 from vitrail.runs import RunFolder, load_trained
 from vitrail.runs.trained import ModelCard, StreamCard
-from vitrail.train.teacher import LoadedTeacher
+from vitrail.train.teacher import LoadedTeacher, teacher_hash
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,35 @@ def test_a_run_with_the_token(images, teacher, tmp_path, capsys):
     assert main(["evaluate", str(run)]) == 0
 
 
+@pytest.fixture(scope="module")
+def exported(teacher):
+    """An export of the teacher, run in eager mode."""
+    out = teacher.parent / "exported"
+    with run_eagerly():
+        assert main(["export", str(teacher), "--out", str(out), *QUICK]) == 0
+        yield out
+
+
+def test_an_export(images, teacher, exported, tmp_path, capsys):
+    run = tmp_path / "student"
+    assert main(_distill(images, exported, run)) == 0
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["inputs"]["task.teacher"] == teacher_hash(exported)
+    assert len(RunFolder(run).read_metrics()) == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_an_export_sees_the_levels_of_augmented_images(teacher, exported, size):
+    card = load_trained(teacher).card
+    student = dataclasses.replace(card, classes=card.classes[::-1])
+    x = torch.rand(5, 3, size, size) * 1.4 - 0.2
+    resized = F.interpolate(x, size=(16, 16), mode="bilinear", antialias=True) if size > 16 else x
+    levels = (resized.clamp(0, 1) * 255).round() / 255
+    found = LoadedTeacher(exported, student)({"image": x})
+    assert torch.allclose(found, LoadedTeacher(teacher, student)({"image": levels}), atol=1e-5)
+
+
 def _card(classes, bands=("red", "green", "blue")):
     return ModelCard("vit", {}, classes, {"image": StreamCard(bands, (0.5,) * 3, (0.2,) * 3, (16, 16), "uint8")})
 
@@ -66,11 +99,26 @@ def test_classes_are_ordered_as_the_students(teacher):
     assert not logits.is_inference()
 
 
-def test_misuse_is_one_clear_line(images, teacher, tmp_path, capsys):
+def test_misuse_is_one_clear_line(images, teacher, exported, tmp_path, capsys):
     run = tmp_path / "x"
     fails(capsys, _distill(images, tmp_path / "none", run), 1, "no run folder at")
     without = [w for w in _distill(images, teacher, run) if w not in ("--task.teacher", str(teacher))]
     fails(capsys, without, 2, "task.teacher is missing")
     fails(capsys, _distill(images, teacher, run, "--task.alpha", "1.5"), 2, "task.alpha must be from 0 to 1, got 1.5")
+    for path in (teacher, exported):
+        gray = _distill(images, path, run, "--data.color", "gray", "--data.errors.on_band_mismatch", "convert")
+        fails(capsys, gray, 2, r"takes image: red, green, blue \(uint8\), and the data has image: gray \(")
+    clips = [
+        "--data.source",
+        "moving_digits",
+        "--model.name",
+        "vivit",
+        "--data.img_size",
+        "16",
+        "--task.name",
+        "distill",
+    ]
+    fails(capsys, ["train", *clips, "--task.teacher", str(exported), "--run.dir", str(run)], 2, "other classes than")
     other = make_folder(tmp_path / "other", classes=("light", "green"), splits=("train", "val"), per_class=4)
-    fails(capsys, _distill(other, teacher, run), 2, "other classes than the data: it lacks green; the data lacks dark")
+    for path in (teacher, exported):
+        fails(capsys, _distill(other, path, run), 2, "other classes than the data: it lacks green; the data lacks dark")

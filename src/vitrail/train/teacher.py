@@ -13,6 +13,7 @@ from torch import Tensor
 from vitrail.engines.inputs import to_inputs
 from vitrail.engines.load import ENGINES, Export, digest, find_export, load_export
 from vitrail.errors import ConfigError, few
+from vitrail.models.modality import IMAGE, VIDEO
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, TrainedModel, card_from_values, load_trained
 
@@ -20,15 +21,15 @@ from vitrail.runs.trained import ModelCard, TrainedModel, card_from_values, load
 class LoadedTeacher:
     """Computes the logits of a trained model, in the order of a student's classes.
 
-    Images are resized to the teacher's size, and normalised as it was trained. It is no module: its weights take no
-    part in the student's checkpoints, averages and optimiser.
+    Images and frames are resized to the teacher's size, and normalised as it was trained. It is no module: its weights
+    take no part in the student's checkpoints, averages and optimiser.
 
     Args:
         path: A run folder, or the folder of an export.
         student: Card of the student.
 
     Raises:
-        ConfigError: Other classes or bands than the student's, or a multi-label teacher.
+        ConfigError: Other classes, bands, frames or points than the student's, or a multi-label teacher.
         RunError: A file is missing or damaged.
     """
 
@@ -54,16 +55,17 @@ class LoadedTeacher:
             Shape ``(B, K)``, on the device of the images.
         """
         device = next(iter(streams.values())).device
-        resized = {
-            name: x if x.shape[2:] == size else F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        fitted = {
+            name: _resized(x, self.card.streams[name].img_size)
             for name, x in streams.items()
-            for size in (self.card.streams[name].img_size,)
+            if name in self.card.streams
         }
         if isinstance(self.model, TrainedModel):
             self.model = self.model.to(device)
-            logits = self.model.classify(resized)[0]
+            logits = self.model.classify(fitted)[0]
         else:
-            batch = {name: x.clamp(0, 1).float().cpu() for name, x in resized.items()}
+            inputs = {entry["stream"]: entry for entry in self.model.record["inputs"] if entry["prepared"]}
+            batch = {name: _as_stored(fitted[name].float().cpu(), entry) for name, entry in inputs.items()}
             logits = torch.from_numpy(self.model.run(to_inputs(self.model.record, batch))["logits"])
         # Copied, since tensors of inference mode take no part in a graph.
         return logits.to(device)[:, self.order].clone()
@@ -71,6 +73,28 @@ class LoadedTeacher:
     def __deepcopy__(self, memo: dict[int, Any]) -> LoadedTeacher:
         # Copies of a task (averages of the weights, trial steps) share the teacher.
         return self
+
+
+def _resized(x: Tensor, size: tuple[Any, ...]) -> Tensor:
+    """Resize images ``(B, C, H, W)``, or the frames of clips ``(B, C, T, H, W)``; clouds remain.
+
+    Args:
+        x: A stream.
+        size: Size of the teacher's, as on its card.
+    """
+    if x.ndim < 4 or x.shape[2:] == size:
+        return x
+    frames = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
+    frames = F.interpolate(frames, size=size[-2:], mode="bilinear", antialias=True)
+    return frames.view(x.shape[0], x.shape[2], *frames.shape[1:]).transpose(1, 2) if x.ndim == 5 else frames
+
+
+def _as_stored(x: Tensor, entry: Mapping[str, Any]) -> Tensor:
+    """Bring augmented values into the range of an export's input, and to the levels of 8 bits where it takes these."""
+    if not entry["low"]:
+        return x
+    x = x.clamp(0, 1)
+    return (x * 255).round() / 255 if entry["dtype"] == "uint8" else x
 
 
 def _check(path: str, card: ModelCard, student: ModelCard) -> None:
@@ -87,6 +111,13 @@ def _check(path: str, card: ModelCard, student: ModelCard) -> None:
             "; ".join(f"{name}: {', '.join(bands)} ({kind})" for name, (bands, kind) in one.items()) for one in inputs
         ]
         raise ConfigError(f"task.teacher {path} takes {described[0]}, and the data has {described[1]}")
+    if student.modality is not IMAGE and card.img_size[0] != student.img_size[0]:
+        # Other frames or points would be other moments, or another cloud, than the student's.
+        name = "num_frames" if student.modality is VIDEO else "num_points"
+        raise ConfigError(
+            f"task.teacher {path} takes {student.modality.noun} of {card.img_size[0]} {name[4:]}, and the student of "
+            f"{student.img_size[0]}; set --model.{name} {card.img_size[0]}"
+        )
 
 
 def check_teacher(path: str | Path) -> None:
