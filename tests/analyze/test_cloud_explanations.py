@@ -8,9 +8,9 @@ import torch
 
 import vitrail
 from vitrail.analyze.cloud_explanations import ranks
-from vitrail.analyze.explained import Labels
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError
+from vitrail.evaluate.parts import PointLabels
 from vitrail.explain import explain
 from vitrail.figures.clouds import cloud_picture, interactive_clouds, turntable_figure
 from vitrail.models import list_families
@@ -201,11 +201,11 @@ def test_methods_of_one_kind_of_labels(kind, method, request):
 
 
 def test_labels_of_points_in_words():
-    labels = Labels(np.array([0, 1, 1, 1, -1]), np.array([0, 1, 2, -1, -1]), ("leg", "seat", "back"))
+    labels = PointLabels(np.array([0, 1, 1, 1, -1]), np.array([0, 1, 2, -1, -1]), ("leg", "seat", "back"))
     assert labels.counts() == {"seat": 3, "leg": 1}
     assert labels.accuracy() == pytest.approx(2 / 3)
     assert labels.describe() == "seat 75%, leg 25%; 67% of labels correct"
-    assert Labels(labels.predicted, np.full(5, -1), labels.names).describe() == "seat 75%, leg 25%"
+    assert PointLabels(labels.predicted, np.full(5, -1), labels.names).describe() == "seat 75%, leg 25%"
 
 
 def test_parts_have_a_colour_and_an_entry_each():

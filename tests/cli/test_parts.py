@@ -8,9 +8,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from tests.deploy.eager import run_eagerly
+from tests.deploy.exporting import QUICK, record
 from tests.train.test_point_clouds import PARTS, SMALL, VNT
 from tests.undrawn import _undrawn as _undrawn
 from vitrail.cli.main import main
+from vitrail.data.points.solids import CLASSES, make_solid
+from vitrail.data.points.solids import PARTS as FACES
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +108,43 @@ def test_explain(run, capsys):
     assert entry["methods"]["part_rollout"]["target"].startswith("cone base (")
 
 
+def test_export(run, capsys):
+    with run_eagerly():
+        do(capsys, f"export run --out out {' '.join(QUICK)} --include embedding heatmap")
+        found = record(run.parent / "out")
+        assert found["test"]["metric"] == "mIoU"
+        assert found["test"]["agreement"] == 1
+        measures = json.loads((run / "evaluation" / "metrics.json").read_text())
+        assert found["test"]["original"] == pytest.approx([measures[f"miou{end}"] for end in ("", "_low", "_high")])
+        assert "N x points x classes" in (run.parent / "out" / "1" / "README.md").read_text()
+        np.savetxt("short.xyz", np.random.default_rng(0).normal(size=(20, 3)) * 7)  # fewer points than the model has
+        tables = []
+        for path in ("run", "out"):
+            do(capsys, f"predict {path} short.xyz --out {path}.csv")
+            tables.append(pd.read_csv(f"{path}.csv"))
+        assert tables[0]["class"].tolist() == tables[1]["class"].tolist()
+        np.testing.assert_allclose(tables[0]["probability"], tables[1]["probability"], atol=1e-5)
+        do(capsys, "explain out short.xyz --out drawn_out")
+        (entry,) = json.loads((run.parent / "drawn_out" / "explanations.json").read_text())["images"]
+        assert sum(entry["points"].values()) == 20
+        clouds = [make_solid(5, i, 24, 0.0, 0.0) for i in range(12)]
+        np.savez("other.npz", points=np.stack([one.points for one in clouds]), label=[one.target for one in clouds],
+                 classes=CLASSES, part_names=FACES, side=np.stack([one.parts for one in clouds]))  # fmt: skip
+        data = "--data.source points --data.path other.npz --data.points.part side"
+        lines = [do(capsys, f"evaluate {path} {data}").out.partition("mIoU")[2] for path in ("run", "out")]
+        assert lines[0].partition("written")[0] == lines[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_an_export_of_reduced_precision_is_refused(capsys, precision):
+    with run_eagerly():
+        err = do(capsys, f"export run --out no --precision {precision} --budget 0s --threads 1", 1).err
+    assert f"{precision}: labels of points are shown to be equal, in fp32 alone" in err
+
+
 @pytest.mark.parametrize(
     "words",
-    ["features run", "export run", "evaluate run --missing", "evaluate run --from-predictions"],
+    ["features run", "export run --include ood", "evaluate run --missing", "evaluate run --from-predictions"],
 )
 def test_refused(capsys, words):
     assert main(words.split()) != 0

@@ -1,9 +1,8 @@
-"""Explanations of point clouds in a folder: turntable pictures, values of the points, and an interactive page."""
+"""Explanations of point clouds in a folder: turntable pictures and values of the points."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.analyze.explained import Explained, write_values
-from vitrail.figures.clouds import interactive_clouds, turntable_figure
+from vitrail.figures.cloud_page import PREDICTED, TRUE
+from vitrail.figures.clouds import turntable_figure
 from vitrail.figures.write import write_figure
-from vitrail.files import write_text
 
 Array = npt.NDArray[Any]
-_PAGE = "clouds.html"
-# Clouds on the interactive page, which holds their points.
-MOST_CLOUDS = 12
-# Names of the parts of points, beside those of methods.
-PREDICTED, TRUE = "predicted parts", "true parts"
 
 
 def ranks(values: Array, real: Array) -> Array:
@@ -76,24 +70,3 @@ def write_cloud(
     figure.suptitle(f"{seen.caption()}; colour of methods: rank of the point's value", fontsize=9)
     write_figure(figure, folder / entry["panel"], dpi=130, tight=True)
     return entry
-
-
-def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]], names: Sequence[str] = ()) -> None:
-    """Write an interactive page of some clouds, which works offline.
-
-    Args:
-        folder: The folder.
-        shown: Caption, points ``(N, 3)`` and values of :func:`values_of_points` of each.
-        names: Names of the parts.
-    """
-    parts = []
-    for number, (caption, cloud, values) in enumerate(shown):
-        real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
-        colors = {kind: own[real] for kind, own in values.items()}
-        plot = interactive_clouds(cloud[real], colors, names).to_html(full_html=False, include_plotlyjs=number == 0)
-        parts.append(f"<h2>{html.escape(caption)}</h2>\n{plot}")
-    text = "\n".join(parts)
-    write_text(
-        folder / _PAGE,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Point clouds</title>\n{text}\n</html>\n',
-    )

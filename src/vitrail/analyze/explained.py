@@ -12,45 +12,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from vitrail.errors import plural
+from vitrail.evaluate.parts import PointLabels
 from vitrail.explain.methods.maps import Explanation
 from vitrail.figures.film_strip import flat_maps
 from vitrail.files import replacing
 
 Array = npt.NDArray[Any]
-Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Parts of the points of one cloud.
-
-    Attributes:
-        predicted: Predicted part of each point, shape ``(N,)``; -1 where there is no point.
-        true: Its true part, -1 without a label; None where the cloud has none.
-        names: Names of the parts.
-    """
-
-    predicted: Ints
-    true: Ints | None
-    names: tuple[str, ...]
-
-    def counts(self) -> dict[str, int]:
-        """Count the points that are predicted as each part, the most frequent part first."""
-        counts = np.bincount(self.predicted[self.predicted >= 0], minlength=len(self.names))
-        return {self.names[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i]}
-
-    def accuracy(self) -> float | None:
-        """Compute the share of labelled points whose part is correct; None without labels."""
-        if self.true is None or not (known := self.true >= 0).any():
-            return None
-        return float((self.true == self.predicted)[known].mean())
-
-    def describe(self) -> str:
-        """State the most frequent parts, and how many labels are correct."""
-        whole = max(1, int((self.predicted >= 0).sum()))
-        text = ", ".join(f"{name} {number / whole:.0%}" for name, number in list(self.counts().items())[:3])
-        accuracy = self.accuracy()
-        return text if accuracy is None else f"{text}; {accuracy:.0%} of labels correct"
 
 
 @dataclass(frozen=True)
@@ -79,7 +46,7 @@ class Explained:
     explanations: dict[str, Explanation] = field(repr=False)
     row: int = 0
     frames: Array | None = field(default=None, repr=False)
-    labels: Labels | None = field(default=None, repr=False)
+    labels: PointLabels | None = field(default=None, repr=False)
 
     def values(self, method: str) -> Array:
         """Return a method's map of the first stream: ``(H, W)``, of a clip ``(T, H, W)``, of a cloud ``(N,)``."""

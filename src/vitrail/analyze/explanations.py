@@ -13,16 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitrail import __version__
-from vitrail.analyze.cloud_explanations import MOST_CLOUDS, values_of_points, write_cloud, write_page
-from vitrail.analyze.explained import Explained, Labels, as_array, write_values
+from vitrail.analyze.cloud_explanations import values_of_points, write_cloud
+from vitrail.analyze.explained import Explained, as_array, write_values
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
+from vitrail.evaluate.parts import PointLabels
 from vitrail.explain.capture.prepare import class_index
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import Method, get_method
 from vitrail.figures.animation import write_animation
 from vitrail.figures.clips import animated_overlay, clip_cells, clip_part_cells
+from vitrail.figures.cloud_page import MOST_CLOUDS, write_cloud_page
 from vitrail.figures.display import as_frames, as_pictures
 from vitrail.figures.heatmaps import (
     EVEN,
@@ -150,11 +152,11 @@ def _explained(
             )
 
 
-def _labels(card: ModelCard, batch: Batch, data: ImageData, logits: Tensor) -> list[Labels]:
+def _labels(card: ModelCard, batch: Batch, data: ImageData, logits: Tensor) -> list[PointLabels]:
     """Read the predicted and the true parts of the points of each cloud."""
-    predicted = logits.argmax(dim=-1).masked_fill(logits[..., 0].isnan(), -1).cpu().numpy()
+    predicted = logits.argmax(dim=-1).cpu().masked_fill(batch["points"][..., 0].isnan(), -1).numpy()
     true = card.part_numbers(data.source.parts)[batch["parts"].numpy()] if "parts" in batch else None
-    return [Labels(own, None if true is None else true[row], card.classes) for row, own in enumerate(predicted)]
+    return [PointLabels(own, None if true is None else true[row], card.classes) for row, own in enumerate(predicted)]
 
 
 def _predict(card: ModelCard, logits: Tensor) -> tuple[list[str], list[float]]:
@@ -226,7 +228,7 @@ def write_explanations(
         else:
             entries.append(_write_image(folder, name, seen, card))
     if clouds:
-        write_page(folder, clouds, card.classes)
+        write_cloud_page(folder, clouds, card.classes)
     content = {
         "run": run,
         "model": {"name": card.name, "settings": card.settings, "epoch": card.epoch},

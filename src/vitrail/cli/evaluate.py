@@ -112,7 +112,9 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     from vitrail.deploy.exported import READING, load_exported
     from vitrail.evaluate.metrics import classification_metrics
     from vitrail.evaluate.multi_label import multi_label_metrics
+    from vitrail.evaluate.parts import count_table, part_measures, predict_parts
     from vitrail.evaluate.run import other_views
+    from vitrail.evaluate.saved_predictions import Intervals
     from vitrail.runs.images import open_prepared
 
     given = {name: getattr(arguments, name) not in (None, False) for name in (*_OF_THE_MODEL, "from_predictions")}
@@ -134,6 +136,12 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     other_views(exported.card, data, exported.reading)
     images = open_prepared(exported.card, data, split=False)
     split = arguments.split or next(name for name in ("test", "val", "all", "train") if name in images.splits)
+    if exported.card.per_point:
+        table = predict_parts(exported, images, split)
+        bootstrap = Intervals(arguments.groups, arguments.resamples, arguments.seed).bootstrap(table, None)
+        measures = part_measures(count_table(table, len(exported.card.classes)), exported.card.classes, bootstrap)
+        _print_parts(arguments.run, {"name": split, "images": len(table), **measures})
+        return 0
     logits, targets = [], []
     for batch in images.loader(split):
         targets.append(batch["target"].numpy())
@@ -159,14 +167,19 @@ def _headline(metrics: Mapping[str, Any], accuracy: str, units: str = "") -> str
 
 
 def _listing(record: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
-    """Return the recipe by which labelled images are listed as those of the run; empty where the source is given."""
+    """Return the recipe by which labelled images are listed as those of the run.
+
+    Where the source is given the column of the labels of points alone is that of the run.
+    """
+    listing = record.get("listing", {})
     if any(word.partition("=")[0] == "--data.source" for word in rest):
-        return {}
+        listing = {name: value for name, value in listing.items() if name == "points.part"}
     data: dict[str, Any] = {}
-    for name, value in record.get("listing", {}).items():
+    for name, value in listing.items():
         group, _, leaf = name.rpartition(".")
         (data.setdefault(group, {}) if group else data)[leaf] = value
-    return {"data": data}
+    task = {"name": "parts"} if record["model"]["settings"].get("per_point", False) else {}
+    return {"data": data, "task": task}
 
 
 def _check_source(export: str, source: str, modality: Modality) -> None:
@@ -253,7 +266,7 @@ def _with_model(
     return 0
 
 
-def _print_parts(run: RunFolder, metrics: dict[str, Any]) -> None:
+def _print_parts(run: object, metrics: dict[str, Any]) -> None:
     """Print the measures of labels of points, a row for each part."""
     from vitrail.cli.tables import format_table
 

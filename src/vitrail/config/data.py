@@ -35,7 +35,7 @@ FORM_SETTINGS = (
     "source", "path", "spectral.path", "arrays.labels", "arrays.cube", "table.image_column", "table.label_column",
     "table.group_column", "table.split_column", "table.separator", "table.header", "table.encoding",
     "table.image_folder", "classes.multi_label", "table.label_separator", "classes.label_pattern", "classes.names",
-    "classes.values", "classes.unlabelled_value", "classes.merge",
+    "classes.values", "classes.unlabelled_value", "classes.merge", "points.part",
 )  # fmt: skip
 # Settings that say where a run's images lie and how they are listed there: another path may need others.
 PATH_SETTINGS = (*FORM_SETTINGS, "table.subset", "splitting.group_pattern", "images.repeated_files", "video.folder_fps")

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitrail.analyze.cloud_explanations import MOST_CLOUDS, PREDICTED, write_page
-from vitrail.analyze.explained import Labels
 from vitrail.data.dataset import ImageData
 from vitrail.data.points.source import PointSource
+from vitrail.evaluate.parts import PointLabels
+from vitrail.figures.cloud_page import MOST_CLOUDS, PREDICTED, write_cloud_page
 from vitrail.figures.clouds import turntable_figure
 from vitrail.figures.write import write_figure
 from vitrail.runs.trained import Classifier
@@ -35,7 +35,7 @@ class LabelledCloud:
     key: str
     points: npt.NDArray[Any]
     upright: npt.NDArray[Any]
-    labels: Labels
+    labels: PointLabels
     probability: npt.NDArray[np.float32]
 
     @property
@@ -64,7 +64,7 @@ def label_clouds(classifier: Classifier, clouds: ImageData, batch_size: int = 32
                 key=source.keys[index],
                 points=points[real],
                 upright=batch["points"][row].numpy()[real],
-                labels=Labels(parts[row][real], None, names),
+                labels=PointLabels(parts[row][real], None, names),
                 probability=probability[row][real],
             )
 
@@ -97,4 +97,4 @@ def write_part_pictures(labelled: Sequence[LabelledCloud], files: Sequence[Path]
         names, parts = cloud.labels.names, cloud.labels.predicted
         write_figure(turntable_figure([cloud.upright], [parts], [cloud.caption], names=names), file, 130, tight=True)
     shown = [(one.caption, one.upright, {PREDICTED: one.labels.predicted}) for one in labelled[:MOST_CLOUDS]]
-    write_page(folder, shown, labelled[0].labels.names)
+    write_cloud_page(folder, shown, labelled[0].labels.names)

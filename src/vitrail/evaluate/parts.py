@@ -18,7 +18,7 @@ from vitrail.evaluate.image_scores import jackknife
 from vitrail.figures.clouds import parts_figure
 from vitrail.files import write_text
 from vitrail.runs.folder import EvaluationFiles
-from vitrail.runs.trained import TrainedModel
+from vitrail.runs.trained import Classifier
 
 Ints = npt.NDArray[np.int64]
 
@@ -66,6 +66,39 @@ def _ratio(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> npt.ND
     missing = np.full(np.shape(denominator), np.nan)
     found: npt.NDArray[np.float64] = np.divide(numerator, denominator, out=missing, where=denominator > 0)
     return found
+
+
+@dataclass(frozen=True)
+class PointLabels:
+    """Parts of the points of one cloud.
+
+    Attributes:
+        predicted: Predicted part of each point, shape ``(N,)``; -1 where there is no point.
+        true: Its true part, -1 without a label; None where the cloud has none.
+        names: Names of the parts.
+    """
+
+    predicted: Ints
+    true: Ints | None
+    names: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Count the points that are predicted as each part, the most frequent part first."""
+        counts = np.bincount(self.predicted[self.predicted >= 0], minlength=len(self.names))
+        return {self.names[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i]}
+
+    def accuracy(self) -> float | None:
+        """Compute the share of labelled points whose part is correct; None without labels."""
+        if self.true is None or not (known := self.true >= 0).any():
+            return None
+        return float((self.true == self.predicted)[known].mean())
+
+    def describe(self) -> str:
+        """State the most frequent parts, and how many labels are correct."""
+        whole = max(1, int((self.predicted >= 0).sum()))
+        text = ", ".join(f"{name} {number / whole:.0%}" for name, number in list(self.counts().items())[:3])
+        accuracy = self.accuracy()
+        return text if accuracy is None else f"{text}; {accuracy:.0%} of labels correct"
 
 
 def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap | None) -> dict[str, Any]:
@@ -144,6 +177,19 @@ def cloud_scores(measure: str, counts: PartCounts) -> npt.NDArray[np.float64]:
     return jackknife(float(whole), measured(*(total - own for total, own in zip(sums, each, strict=True))))
 
 
+def resampled_miou(counts: PartCounts, bootstrap: Bootstrap) -> tuple[float, npt.NDArray[np.float64]]:
+    """Compute the mean intersection over union of all points, and that of each resample of the clouds."""
+    both, union = (np.asarray(x, dtype=np.float64) for x in (counts.both, counts.union))
+    present = union.sum(axis=0) > 0
+
+    def measure(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = _ratio(both.T @ weights, union.T @ weights)[present].mean(axis=0)
+        return found
+
+    value = float(measure(np.ones((len(both), 1)))[0])
+    return value, np.concatenate([measure(weights) for weights in bootstrap.weights()])
+
+
 def constant_counts(counts: PartCounts) -> PartCounts:
     """Count the points as if all had the part that is most frequent in truth."""
     part = int(counts.true.sum(axis=0).argmax())
@@ -169,11 +215,11 @@ def confusion_of_parts(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFram
     return pd.DataFrame(counts, index=pd.Index(names, name="true"), columns=list(names))
 
 
-def predict_parts(trained: TrainedModel, clouds: ImageData, split: str, tta: str = "none") -> pd.DataFrame:
+def predict_parts(trained: Classifier, clouds: ImageData, split: str, tta: str = "none") -> pd.DataFrame:
     """Label the points of a split.
 
     Args:
-        trained: A model that labels points.
+        trained: A run or an export that labels points.
         clouds: Clouds with labels of points.
         split: Their split.
         tta: Test-time augmentation.

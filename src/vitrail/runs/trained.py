@@ -31,7 +31,7 @@ from vitrail.weights.remedies import RUN
 from vitrail.weights.write import write_weights
 
 # Verbs for runs that label points.
-_TAKE_PARTS = "`vitrail evaluate`, `predict`, `explain` and `report`"
+_TAKE_PARTS = "`vitrail evaluate`, `predict`, `explain`, `report` and `export`"
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class ModelCard:
         return np.array([*map(self.classes.index, parts), -1])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Convert logits ``(B, K)`` to probabilities."""
-        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        """Convert logits ``(B, K)``, or of points ``(B, N, K)``, to probabilities."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 
     @property
     def modality(self) -> Modality:
@@ -298,19 +298,16 @@ def refuse_per_point(settings: Mapping[str, Any], run: object, what: str) -> Non
         raise RunError(f"{run} labels points, and {what} takes classes of whole inputs; {_TAKE_PARTS} take such runs")
 
 
-def load_classifier(path: str | Path | RunFolder, verb: str = "") -> TrainedModel:
+def load_classifier(path: str | Path | RunFolder) -> TrainedModel:
     """Load a run's best model, and check that it has classes.
 
     Args:
         path: The run folder.
-        verb: Verb that takes no run that labels points; such runs are accepted when not given.
 
     Raises:
-        RunError: As for :func:`load_trained`, the run is a pre-training, or it labels points.
+        RunError: As for :func:`load_trained`, or the run is a pre-training.
     """
     trained = load_trained(path)
-    if verb:
-        refuse_per_point(trained.card.settings, path, verb)
     if not trained.card.classes:
         raise RunError(
             f"{path} was pre-trained without labels and knows no classes; fine-tune from it "

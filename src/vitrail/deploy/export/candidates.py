@@ -147,12 +147,15 @@ def build_candidates(
     built = []
     for variant in variants:
         place, facts = folder / variant.engine, describe(variant.engine)
+        if lack := kind_of(graph.card).lacks.get(variant.precision):
+            built.append(Built(variant, place, facts, None, lack))
+            continue
         if variant.engine not in unconverted:
             place.mkdir(parents=True)
             unconverted[variant.engine] = _within(
                 budget, variant, functools.partial(_convert, program, graph, variant.engine, place, facts, threads)
             )
-        engine, failure = None, kind_of(graph.card).lacks.get(variant.precision) or unconverted[variant.engine]
+        engine, failure = None, unconverted[variant.engine]
         if variant.merges and variant.precision == INT8:
             failure = failure or _NO_MERGED_INT8
         if not failure:

@@ -159,7 +159,9 @@ def export(
             raise ConfigError(f"--include {name} is no output{closest(name, INCLUDE)}")
     out = run.export if out is None else Path(out)
     check_out(out)
-    trained = load_classifier(run, "export")
+    trained = load_classifier(run)
+    if trained.card.per_point and {"sets", "ood"} & set(include):
+        raise ConfigError(f"--include sets and ood are of classes of whole inputs; {run} labels points, leave them out")
     report = _named(report, trained.card.modality)
     if image_size is not None:
         check_need("export --image-size", trained.card.modality, trained.card.name)

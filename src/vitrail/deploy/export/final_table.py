@@ -15,6 +15,7 @@ from vitrail.deploy.export.gate import Floats, GateImages, Outputs
 from vitrail.deploy.export.mean_precision import mean_precisions
 from vitrail.deploy.export.verdict import percent, percent_at_least
 from vitrail.evaluate.metrics import accuracy_interval
+from vitrail.evaluate.parts import PartCounts, resampled_miou
 
 # Value, and the two ends of its interval.
 Estimate = tuple[float, float, float]
@@ -28,13 +29,13 @@ class FinalTable:
     Attributes:
         images: Number of images.
         available: Number of test images of the run.
-        metric: "accuracy", or "mean average precision" if multi-label.
+        metric: "accuracy", "mean average precision" if multi-label, or "mIoU" of labels of points.
         original: The run's value, with a 95 % interval.
         export: The export's.
         difference: Export minus original on the same images, with a 95 % interval.
-        losses: Images that only the original classifies correctly; None if multi-label.
-        gains: Images that only the export classifies correctly; None if multi-label.
-        agreement: Share of images with the same decision (for every label if multi-label).
+        losses: Images that only the original classifies correctly; None if multi-label, and of labels of points.
+        gains: Images that only the export classifies correctly; None likewise.
+        agreement: Share of images with the same decision (for every label if multi-label, of every point).
         agreement_low: Its one-sided lower bound.
     """
 
@@ -90,7 +91,7 @@ def compare_on_test(gate: GateImages, outputs: Outputs, available: int | None = 
 
     Accuracies have Wilson's intervals; their difference has exact bounds from paired decisions, of 97.5 % on each side.
     The mean average precision has intervals by the bootstrap of images; none where most resamples lack the positives of
-    a label.
+    a label. So has the mean intersection over union of labels of points.
 
     Args:
         gate: Test images, all labelled, with the run's outputs.
@@ -103,6 +104,8 @@ def compare_on_test(gate: GateImages, outputs: Outputs, available: int | None = 
     same = (1 - misses / n, agreement_bound(n, misses, LEVEL))
     if gate.multi_label:
         return FinalTable(n, available, "mean average precision", *_mean_precisions(gate, outputs), None, None, *same)
+    if gate.of_points:
+        return FinalTable(n, available, "mIoU", *_mious(gate, outputs), None, None, *same)
     first_correct, second_correct = (_correct(gate, logits) for logits in (gate.original.logits, outputs.logits))
     losses, gains = int((first_correct & ~second_correct).sum()), int((~first_correct & second_correct).sum())
     each = (1 + LEVEL) / 2
@@ -120,18 +123,34 @@ def _mean_precisions(gate: GateImages, outputs: Outputs) -> tuple[Estimate, Esti
     found = mean_precisions(gate.targets > 0, [gate.original.logits, outputs.logits], bootstrap)
     if found is None:
         return _UNKNOWN, _UNKNOWN, _UNKNOWN
-    (first, second), resampled = found
+    (first, second), (one, other) = found
+    return _estimates(bootstrap, (first, one), (second, other))
+
+
+def _mious(gate: GateImages, outputs: Outputs) -> tuple[Estimate, Estimate, Estimate]:
+    known = gate.targets >= 0
+    rows = np.flatnonzero(known.any(axis=1))
+    if len(rows) < 2:  # no interval
+        return _UNKNOWN, _UNKNOWN, _UNKNOWN
+    bootstrap = Bootstrap(len(rows), confidence=LEVEL)
+    found = []
+    for logits in (gate.original.logits, outputs.logits):
+        true, predicted = ([x[i][known[i]] for i in rows] for x in (gate.targets, gate.decisions(logits)))
+        found.append(resampled_miou(PartCounts.of(true, predicted, logits.shape[2]), bootstrap))
+    return _estimates(bootstrap, *found)
+
+
+def _estimates(
+    bootstrap: Bootstrap, first: tuple[float, Doubles], second: tuple[float, Doubles]
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Return run, export and their difference with intervals, from each value and its resamples."""
 
     def estimate(value: float, values: Doubles) -> Estimate:
-        if 2 * np.isfinite(values).sum() < len(values):  # most resamples lack the positives of a label
+        if 2 * np.isfinite(values).sum() < len(values):  # most resamples lack a label or a part
             return float(value), float("nan"), float("nan")
         return (float(value), *(bootstrap.interval(values) or (float(value), float(value))))
 
-    return (
-        estimate(first, resampled[0]),
-        estimate(second, resampled[1]),
-        estimate(second - first, resampled[1] - resampled[0]),
-    )
+    return estimate(*first), estimate(*second), estimate(second[0] - first[0], second[1] - first[1])
 
 
 def _correct(gate: GateImages, logits: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:

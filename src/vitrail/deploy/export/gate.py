@@ -72,8 +72,8 @@ class Outputs:
     """Outputs for the gate images.
 
     Attributes:
-        logits: Shape ``(N, K)``.
-        embedding: Shape ``(N, C)``; None where the export does not include it.
+        logits: Shape ``(N, K)``; of labels of points ``(N, points, K)``, 0 where there is no point.
+        embedding: Shape ``(N, C)``, or of points ``(N, points, C)``; None where the export does not include it.
         heatmaps: Heatmaps by stream, shape ``(N, h, w)``; empty where the export does not include them.
     """
 
@@ -94,7 +94,8 @@ class GateImages:
 
     Attributes:
         original: Outputs of the original model.
-        targets: Classes ``(N,)``, or labels ``(N, K)`` if multi-label; -1 (:data:`UNLABELLED`) where unknown.
+        targets: Classes ``(N,)``, labels ``(N, K)`` if multi-label, or parts of points ``(N, points)``; -1
+            (:data:`UNLABELLED`) where unknown.
         classes: Names of the classes or labels, for messages; their indices where it is empty.
 
     Raises:
@@ -113,16 +114,26 @@ class GateImages:
     @property
     def multi_label(self) -> bool:
         """Whether an image has any number of labels."""
-        return self.targets.ndim == 2
+        return self.targets.ndim == 2 and not self.of_points
+
+    @property
+    def of_points(self) -> bool:
+        """Whether points are labelled: a cloud's decision is that of all its points."""
+        return self.original.logits.ndim == 3
 
     @property
     def labelled(self) -> Bools:
-        """Whether the target of each image is known, shape ``(N,)``."""
+        """Whether the target of each image is known, shape ``(N,)``; none of clouds, whose points have targets."""
+        if self.of_points:
+            return np.zeros(len(self.targets), dtype=np.bool_)
         known: Bools = (self.targets.reshape(len(self.targets), -1) != UNLABELLED).all(axis=1)
         return known
 
     def decisions(self, logits: Floats) -> Ints:
-        """Compute decisions ``(N, D)``: the class (D = 1), or each label at a probability of 0.5 (D = K)."""
+        """Compute decisions ``(N, D)``: the class (D = 1), each label at a probability of 0.5 (D = K), each point."""
+        if self.of_points:
+            parts: Ints = logits.argmax(axis=2)
+            return parts
         return (logits >= 0).astype(np.int64) if self.multi_label else logits.argmax(axis=1, keepdims=True)
 
     def changed(self, logits: Floats, rows: Sequence[int] | None = None) -> Bools:
@@ -203,7 +214,8 @@ def judge_photographs(
     """
     misses = int(gate.changed(logits, rows).sum())
     scale = float(np.abs(gate.original.logits).max(initial=0)) or 1.0
-    away = float(np.median(np.abs(in_full.astype(np.float64) - logits).max(axis=1))) / scale
+    each = np.abs(in_full.astype(np.float64) - logits).reshape(len(rows), -1).max(axis=1)
+    away = float(np.median(each)) / scale
     found = dataclasses.replace(verdict, photographs=Photographs(len(rows), misses, away))
     of = f"{len(rows):,} encoded images, decoded in full"
     if not away <= limits.photographs:
@@ -336,8 +348,8 @@ def rank_correlations(one: Floats, other: Floats) -> Doubles:
 
 
 def cosines(one: Floats, other: Floats) -> Doubles:
-    """Compute the cosine of each image's embeddings, shape ``(N, C)`` each; 1 where both are zero, 0 where one is."""
-    return _cosine(one.astype(np.float64), other.astype(np.float64))
+    """Compute the cosine of each image's embeddings, shape ``(N, ...)`` each; 1 where both are zero, 0 where one is."""
+    return _cosine(*(x.reshape(len(x), -1).astype(np.float64) for x in (one, other)))
 
 
 def _cosine(first: Doubles, second: Doubles) -> Doubles:

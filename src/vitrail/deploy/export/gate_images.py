@@ -88,12 +88,10 @@ def original_outputs(trained: TrainedModel, selected: Sequence[Selection], inclu
     heatmaps: dict[str, list[np.ndarray]] = {}
     for own in selected:
         for batch in own.batches():
-            values, embedding = trained.classify(batch)
-            logits.append(values.numpy())
-            embeddings.append(embedding.numpy())
-            rows = own.images.source.targets[batch["index"].numpy()]
-            unknown = np.full((len(values), *trained_shape(trained)), UNLABELLED, dtype=np.int64)
-            targets.append(rows.astype(np.int64) if own.labelled else unknown)
+            values, embedding = _classify(trained, batch)
+            logits.append(values)
+            embeddings.append(embedding)
+            targets.append(_targets(trained, own, batch))
             if "heatmap" in include:
                 rollout = attention_rollout(trained.model, *trained.inputs(batch))
                 for name, one in rollout.by_stream(trained.model).items():
@@ -104,9 +102,26 @@ def original_outputs(trained: TrainedModel, selected: Sequence[Selection], inclu
     return GateImages(outputs, np.concatenate(targets), trained.card.classes)
 
 
-def trained_shape(trained: TrainedModel) -> tuple[int, ...]:
-    """Return the shape of one image's target."""
-    return (len(trained.card.classes),) if trained.card.multi_label else ()
+def _classify(trained: TrainedModel, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Compute logits and embeddings of a batch; 0 where a cloud has no point, as in an export."""
+    logits, embedding = trained.classify(batch)
+    if trained.card.per_point:
+        logits, embedding = logits.nan_to_num(0.0), embedding.nan_to_num(0.0)
+    return logits.numpy(), embedding.numpy()
+
+
+def _targets(trained: TrainedModel, own: Selection, batch: Batch) -> np.ndarray:
+    """Return the targets of a batch, of clouds whose points are labelled the part of each; -1 where unknown."""
+    card, source, count = trained.card, own.images.source, len(batch["index"])
+    if card.per_point:
+        if own.labelled and "parts" in batch:
+            parts: np.ndarray = card.part_numbers(source.parts)[batch["parts"].numpy()]
+            return parts
+        return np.full((count, batch["points"].shape[1]), UNLABELLED, dtype=np.int64)
+    if own.labelled:
+        known: np.ndarray = source.targets[batch["index"].numpy()].astype(np.int64)
+        return known
+    return np.full((count, len(card.classes)) if card.multi_label else count, UNLABELLED, dtype=np.int64)
 
 
 def export_outputs(
@@ -177,7 +192,7 @@ def logits_in_full(trained: TrainedModel, selected: Sequence[Selection]) -> np.n
         source = encoded_source(own.images)
         assert source is not None, "selected by spread_encoded"
         with source.in_full():
-            parts += [trained.classify(batch)[0].numpy() for batch in own.batches()]
+            parts += [_classify(trained, batch)[0] for batch in own.batches()]
     return np.concatenate(parts)
 
 

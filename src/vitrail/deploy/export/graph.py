@@ -157,7 +157,8 @@ class ExportGraph(nn.Module):
         Returns:
             The tensors of :attr:`outputs` by name: logits and probabilities ``(B, K)``, embedding ``(B, C)``, heatmaps
             ``(B, H, W)`` at the model's size (of clips ``(B, T, H, W)``, of clouds ``(B, N)``), sets ``(B, K)``,
-            out-of-distribution scores and p-values ``(B,)``.
+            out-of-distribution scores and p-values ``(B,)``. Of a model that labels points logits and probabilities are
+            ``(B, N, K)`` and the embedding ``(B, N, C)``; logits and embedding are 0 where there is no point.
         """
         inputs = self.prepare(*pixels)
         heatmaps: dict[str, Tensor] = {}
@@ -168,6 +169,9 @@ class ExportGraph(nn.Module):
             features = self.model.forward_features(*inputs)
         logits = self.model.forward_head(features).float()
         embedding = self.model.forward_head(features, pre_logits=True).float()
+        if self.card.per_point:
+            real = inputs[0].isfinite().all(dim=-1, keepdim=True)
+            logits, embedding = (torch.where(real, x, 0.0) for x in (logits, embedding))
         if self.decide is None:
             decided = {"probabilities": self.card.probabilities(logits)}
         else:

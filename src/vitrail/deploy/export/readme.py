@@ -14,22 +14,22 @@ _CODE = {
 model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})
 {arrays}
 outputs = model({{{feed}}})
-print(outputs["probabilities"].argmax(1))""",
+print(outputs["probabilities"].argmax(-1))""",
     "onnx": """import numpy as np, onnxruntime{pillow}
 session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
 {arrays}
 logits, probabilities, *_ = session.run(None, {{{feed}}})
-print(probabilities.argmax(1))""",
+print(probabilities.argmax(-1))""",
     "torch": """import torch
 program = torch.export.load("{file}").module({guards})
 {arrays}
 outputs = program({positional})
-print(outputs["probabilities"].argmax(1))""",
+print(outputs["probabilities"].argmax(-1))""",
     "inductor": """import torch, torch._inductor
 model = torch._inductor.aoti_load_package("{file}")
 {arrays}
 outputs = model({positional})
-print(outputs["probabilities"].argmax(1))""",
+print(outputs["probabilities"].argmax(-1))""",
 }
 # Entry of stored inputs -> expression of one of them.
 _STORED = {
@@ -42,6 +42,10 @@ _PREPARED = {
     "frames": "frames at the model's size",
     "clouds": "centred and scaled points",
 }
+_OF_POINTS = (
+    "Each point has a row of logits and probabilities, shape N x points x classes; logits are 0 where there is no\n"
+    "point. "
+)
 _CASTS = """
 OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check types
 before the call, or load the folder with `vitrail.engines.load_export`, which refuses other types and sizes.
@@ -122,7 +126,9 @@ def readme(facts: Mapping[str, Any]) -> str:
         guards="check_guards=False" if takes_any_size(inputs) else "",
     )
     rows = "\n".join(_row(entry) for entry in inputs)
-    return f"""# {card["name"]}: {len(card["classes"])} classes, {facts["precision"]}
+    of_points = card["settings"].get("per_point", False)
+    classes = f"{len(card['classes'])} {'parts of points' if of_points else 'classes'}"
+    return f"""# {card["name"]}: {classes}, {facts["precision"]}
 
 ```python
 {code}
@@ -133,7 +139,7 @@ def readme(facts: Mapping[str, Any]) -> str:
 {rows}
 
 Outputs: {", ".join(f"`{name}`" for name in facts["outputs"])}; `model.classes` in `export.json` names the classes in
-order. {_entries(facts)}
+order. {_OF_POINTS if of_points else ""}{_entries(facts)}
 {_sizes(next(entry for entry in inputs if entry["prepared"]))}
 {_reading(facts)}{_WARNINGS.get(engine, "")}
 `vitrail export --check DIR` compares the outputs on `check.npz` with the recorded ones.
