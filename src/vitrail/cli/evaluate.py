@@ -178,8 +178,8 @@ def _listing(record: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
     for name, value in listing.items():
         group, _, leaf = name.rpartition(".")
         (data.setdefault(group, {}) if group else data)[leaf] = value
-    task = {"name": "parts"} if record["model"]["settings"].get("per_point", False) else {}
-    return {"data": data, "task": task}
+    of_points = "part" in data.get("points", {})
+    return ({"data": data} if data else {}) | ({"task": {"name": "parts"}} if of_points else {})
 
 
 def _check_source(export: str, source: str, modality: Modality) -> None:
