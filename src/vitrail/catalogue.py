@@ -202,7 +202,7 @@ def to_json(catalogue: Catalogue) -> str:
 
 def _entries(table: Mapping[str, Any]) -> list[str]:
     entries = [
-        f"{json.dumps(name)}: {json.dumps(dataclasses.asdict(item), ensure_ascii=False)}"
+        f"{json.dumps(name)}:{json.dumps(dataclasses.asdict(item), ensure_ascii=False, separators=(',', ':'))}"
         for name, item in table.items()
     ]
     return [entry + "," for entry in entries[:-1]] + entries[-1:]
