@@ -20,7 +20,9 @@ from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data.images import resize_picture
 from vitrail.data.points.sampling import choose_points, scale_of, turn_back, turn_up
+from vitrail.data.video.sampling import average_views
 from vitrail.deploy.export import candidates
+from vitrail.deploy.export.artefact import reading_settings
 from vitrail.deploy.export.budget import Budget
 from vitrail.deploy.export.clips import StoredClips
 from vitrail.deploy.export.clouds import PlacePoints, StoredCoordinates
@@ -34,6 +36,7 @@ from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain import attention_rollout
 from vitrail.runs import load_trained
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.images import open_prepared
 from vitrail.train.teacher import LoadedTeacher
 
 SOURCES = {"video": "videos", "points": "points"}
@@ -144,7 +147,28 @@ def test_the_verbs_give_the_decisions_of_the_run(place, capsys, monkeypatch):
     assert main(["evaluate", "out", "--data.source", SOURCES[place.kind], "--data.path", "inputs"]) == 0
     targets = [row["path"].split("/")[1] for row in tables[0]]
     right = np.mean([row["class"] == target for row, target in zip(tables[0], targets, strict=True)])
-    assert f"accuracy {right:.4f}" in capsys.readouterr().out
+    (first, *others) = capsys.readouterr().out.splitlines()
+    assert f"accuracy {right:.4f}" in first
+    assert first.endswith(f"12 {'clips' if place.kind == 'video' else 'point clouds'}")
+    assert others == ["  the middle clip of each video"] * (place.kind == "video")
+
+
+def test_an_export_averages_over_views_as_its_run(place, opened, capsys, monkeypatch):
+    if place.kind != "video":
+        pytest.skip("clouds have one view")
+    monkeypatch.chdir(place.root)
+    trained, views = opened[0], {"video.views": 2, "video.crops": 3}
+    data = load_run_recipe(RunFolder.open("run").recipe).data.changed(views)
+    assert views.items() <= reading_settings(data).items()
+    images = open_prepared(trained.card, data, split=False)
+    found = [(trained.classify(batch)[0], batch["target"]) for batch in images.loader("all")]
+    assert all(len(logits) == 6 * len(target) for logits, target in found)
+    correct = torch.cat([average_views(logits, len(target)).argmax(1) == target for logits, target in found])
+    words = [word for name, number in views.items() for word in (f"--data.{name}", str(number))]
+    assert main(["evaluate", "out", "--data.source", "videos", "--data.path", "inputs", *words]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"accuracy {correct.float().mean():.4f}" in first
+    assert second == "  mean logits of 2 x 3 clips of each video"
 
 
 def test_the_record_states_how_inputs_are_chosen_and_prepared(place):

@@ -115,6 +115,7 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     from vitrail.evaluate.parts import count_table, part_measures, predict_parts
     from vitrail.evaluate.run import other_views
     from vitrail.evaluate.saved_predictions import Intervals
+    from vitrail.models.modality import VIDEO, reword
     from vitrail.runs.images import open_prepared
 
     given = {name: getattr(arguments, name) not in (None, False) for name in (*_OF_THE_MODEL, "from_predictions")}
@@ -123,14 +124,15 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
         if is_given:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} is not supported for an export; evaluate the run folder")
+    exported = load_exported(arguments.run)
+    modality = exported.card.modality
     if not rest:
         raise ConfigError(
-            f"{arguments.run} is an export and has no images of its own; name labelled images with --data.path DIR, "
-            "and --data.source where they are listed in another way than the run's"
+            f"{arguments.run} is an export and has no {modality.noun} of its own; name labelled {modality.noun} with "
+            "--data.path DIR, and --data.source where they are listed in another way than the run's"
         )
-    exported = load_exported(arguments.run)
     data = load_run_recipe(_listing(exported.export.record, rest), rest, "vitrail evaluate").data
-    _check_source(arguments.run, data.source, exported.card.modality)
+    _check_source(arguments.run, data.source, modality)
     named = {word.partition("=")[0].removeprefix("--data.") for word in rest}
     data = data.changed({name: exported.reading.setting(name) for name in READING if name not in named})
     other_views(exported.card, data, exported.reading)
@@ -148,7 +150,13 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
         logits.append(average_views(exported.classify(batch)[0], len(targets[-1])).numpy())
     measure = multi_label_metrics if exported.card.multi_label else classification_metrics
     metrics = measure(np.concatenate(logits), np.concatenate(targets), exported.card.classes)
-    print(f"{arguments.run} on {split}: {_headline(metrics, _accuracy_name(metrics))}")
+    headline = reword(_headline(metrics, _accuracy_name(metrics)), modality, names=exported.card.classes)
+    print(f"{arguments.run} on {split}: {headline}")
+    if modality is VIDEO:
+        views, crops = images.config.video.views, images.config.video.crops
+        print(
+            f"  {f'mean logits of {views} x {crops} clips' if views * crops > 1 else 'the middle clip'} of each video"
+        )
     return 0
 
 

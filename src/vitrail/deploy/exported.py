@@ -24,8 +24,8 @@ ROLLOUT = "rollout"
 READING = (
     "bands.names", "bands.files", "bands.wavelengths", "bands.use", "spectral.use", "scale", "values.offset",
     "values.range", "values.nodata", "images.max_pixels", "spectral.names", "spectral.wavelengths", "spectral.scale",
-    "spectral.offset", "spectral.range", "spectral.nodata", "video.fps", "video.folder_fps", "up", "points.features",
-    "points.subsample", "points.scale", "points.seed",
+    "spectral.offset", "spectral.range", "spectral.nodata", "video.fps", "video.folder_fps", "video.views",
+    "video.crops", "up", "points.features", "points.subsample", "points.scale", "points.seed",
 )  # fmt: skip
 
 
