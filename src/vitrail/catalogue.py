@@ -22,6 +22,8 @@ from vitrail.errors import ConfigError, RunError, closest
 from vitrail.files import cache_folder, write_text
 from vitrail.plugins import FAMILIES, digest_plugins, find_plugins
 
+# Form of the cached JSON, another one after a change.
+_FORM = "2"
 PUBLISHED_NOTE = "top-1: ImageNet-1k accuracy in per cent as published by the authors, not measured by vitrail"
 
 
@@ -202,10 +204,16 @@ def to_json(catalogue: Catalogue) -> str:
 
 def _entries(table: Mapping[str, Any]) -> list[str]:
     entries = [
-        f"{json.dumps(name)}:{json.dumps(dataclasses.asdict(item), ensure_ascii=False, separators=(',', ':'))}"
+        f"{json.dumps(name)}:{json.dumps(_plain(item), ensure_ascii=False, separators=(',', ':'))}"
         for name, item in table.items()
     ]
     return [entry + "," for entry in entries[:-1]] + entries[-1:]
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    """Convert an entry to plain values; of its parts, which are many, the values without their names."""
+    plain = dataclasses.asdict(item)
+    return {**plain, "parts": [list(part.values()) for part in plain["parts"]]} if "parts" in plain else plain
 
 
 def from_json(text: str) -> Catalogue:
@@ -223,8 +231,8 @@ def from_json(text: str) -> Catalogue:
     for name, item in raw["variants"].items():
         streams = tuple(StreamFacts(s["name"], s["chans"], tuple(s["size"])) for s in item["streams"])
         parts = tuple(
-            Part(**{**part, "output_shape": part["output_shape"] and tuple(part["output_shape"])})
-            for part in item["parts"]
+            Part(part, kind, count, shape and tuple(shape), *costs)
+            for part, kind, count, shape, *costs in item["parts"]
         )
         results = tuple(Result(**result) for result in item.get("results", ()))
         variants[name] = Variant(**{**item, "streams": streams, "parts": parts, "results": results})
@@ -246,7 +254,7 @@ def read_catalogue(describe_foreign: Callable[[], Catalogue] | None = None) -> C
     if describe_foreign is None or not entries:
         return own
     cache = cache_folder()
-    file = None if cache is None else cache / f"catalogue-{digest_plugins(entries, vitrail.__version__)}.json"
+    file = None if cache is None else cache / f"catalogue-{digest_plugins(entries, vitrail.__version__, _FORM)}.json"
     foreign = None if file is None else _cached(file)
     if foreign is None:
         foreign = describe_foreign()

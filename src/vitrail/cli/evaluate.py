@@ -154,9 +154,8 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     print(f"{arguments.run} on {split}: {headline}")
     if modality is VIDEO:
         views, crops = images.config.video.views, images.config.video.crops
-        print(
-            f"  {f'mean logits of {views} x {crops} clips' if views * crops > 1 else 'the middle clip'} of each video"
-        )
+        clips = f"mean logits of {views} x {crops} clips" if views * crops > 1 else "the middle clip"
+        print(f"  {clips} of each video")
     return 0
 
 
