@@ -31,7 +31,7 @@ demo: $(STAMP)
 
 # A process that dies ends the run, which could otherwise wait for its tests forever.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow and not peers"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow and not peers"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not peers"

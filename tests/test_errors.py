@@ -17,6 +17,7 @@ from vitrail.errors import closest, first_line, plural
         ("vit_small_patch16_225", "vit_small_patch16_224"),
     ],
 )
+@pytest.mark.fast_cases("swin_tiny-swin_tiny_patch4_window7_224", "vit_small_patch16_225-vit_small_patch16_224")
 def test_a_model_is_found_by_its_first_words(name, start):
     assert closest(name, list_models()).startswith(f"; did you mean '{start}")
 

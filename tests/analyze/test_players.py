@@ -22,6 +22,7 @@ def _evaluation(logits, targets):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.fast_cases("False-0", "True-1")
 def test_the_text_agrees_with_the_verdict(monkeypatch, seed, multi_label):
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (9, 3))

@@ -149,6 +149,7 @@ def test_each_seed_has_its_own_pretraining(place, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("margin", [0, 1, -0.1, "wide", True])
+@pytest.mark.fast_cases("0", "True")
 def test_a_margin_is_a_share(place, margin):
     with pytest.raises(ConfigError, match="margin must be above 0 and below 1"):
         load_suite(place(margin=margin))
@@ -185,6 +186,7 @@ def test_the_command_line_has_the_last_word_and_equal_variants_are_refused(place
         {"task.focal_gamma": 2},
     ],
 )  # fmt: skip
+@pytest.mark.fast_cases("same2", "same3", "same5")
 def test_variants_that_differ_in_nothing_are_refused(place, same):
     """A default that is given, a whole number for a fraction, and what has no effect on a result."""
     with pytest.raises(ConfigError, match="a and b are the same recipe"):
@@ -256,6 +258,7 @@ def test_names_are_those_that_are_written(place, tmp_path):
 
 @pytest.mark.parametrize("word", ["photos #2", "a: b", "010", "no", "2024-01-01", "[x]", "true", "1:30"])
 @pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.fast_cases("False-photos #2", "True-010")
 def test_words_of_the_command_line_are_taken_as_written(place, tmp_path, word, joined):
     words = [f"--data.path={word}"] if joined else ["--data.path", word]
     recipes, _ = _recipes(place, tmp_path, "variants: {a: {}, b: {model.depth: 3}}\n", *words)

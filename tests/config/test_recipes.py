@@ -248,6 +248,7 @@ def test_the_command_line_takes_texts_as_they_are_written(word, joined):
         ("1_0", None), ("1:30", None), ("1,5", None), ("0b11", None), ("on", None), ("2024-01-01", None), ("3 x", None),
     ],
 )  # fmt: skip
+@pytest.mark.fast_cases("064-64", ".5-0.5", "1,5-None", "2024-01-01-None")
 def test_one_reading_of_numbers(tmp_path, text, value):
     """In a file, in quotes, and on the command line: a number by YAML 1.2, or an error that shows what was written."""
     file = tmp_path / "r.yaml"

@@ -26,6 +26,7 @@ def save(path, images, labels, **more):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint64, np.int64, np.float32, np.bool_, np.float16, str, "S8"])
 @pytest.mark.parametrize("shape", [(60,), (60, 1), (1, 60)])
+@pytest.mark.fast_cases("shape0-int8", "shape0-float32", "shape0-S8")
 def test_the_type_of_labels_does_not_change_the_classes(tmp_path, dtype, shape):
     numbers = np.arange(60) % (2 if dtype is np.bool_ else 3)
     file = save(tmp_path / "x.npz", stack(), numbers.astype(dtype).reshape(shape))
@@ -45,6 +46,7 @@ def test_labels_that_are_names(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.bool_, np.int64])
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (64, 12)])
+@pytest.mark.fast_cases("shape0-uint8", "shape1-float32")
 def test_one_hot_rows_are_classes(tmp_path, dtype, shape):
     numbers = np.arange(60) * 7 % 10
     np.save(tmp_path / "X.npy", stack(shape=shape))

@@ -31,6 +31,7 @@ def _open(path, **settings):
 @pytest.mark.parametrize("loading", ["shuffle", "balanced"])
 @pytest.mark.parametrize("sampling", ["random", "middle"])
 @pytest.mark.parametrize(("views", "crops"), [(1, 1), (3, 1), (2, 3)])
+@pytest.mark.fast_cases("1-1-middle-shuffle", "2-3-random-balanced")
 def test_training_reads_one_clip_and_evaluation_all_views(path, loading, sampling, views, crops):
     settings = {"video__views": views, "video__crops": crops, "loader__sampling": loading, "loader__num_workers": 0}
     data = _open(path, video__sampling=sampling, **settings)

@@ -37,6 +37,7 @@ KINDS = ["keras", "roboflow", "aug", "before", "flip", "turned", "chain", "manag
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", [".jpg", ".PNG", ""])
+@pytest.mark.fast_cases(".jpg-keras", ".jpg-aug", "-before")
 def test_each_family_is_found_and_kept_together_by_the_proposed_group(kind, suffix):
     rng = random.Random(kind)
     wanted = {}

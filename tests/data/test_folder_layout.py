@@ -30,6 +30,7 @@ def fill(root, *paths, number=12):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("below", ["", "Images/"])
+@pytest.mark.fast_cases("Images/-Final_Training-Final_Test", "Images/-dataset-train-dataset-dev")
 def test_splits_by_other_names_are_no_classes(tmp_path, train, test, below):
     names = [f"{split}/{below}{name}" for split in (train, test) for name in ("ampel", "stopp")]
     fill(tmp_path, *names, number=2)
@@ -97,6 +98,7 @@ def test_bands_in_folders_are_no_classes(tmp_path, names):
 
 @pytest.mark.parametrize("name", ["test", "Testing", "val"])
 @pytest.mark.parametrize("below", ["", "unknown"])
+@pytest.mark.fast_cases("unknown-Testing", "unknown-val")
 def test_an_unlabelled_split_is_passed_over(tmp_path, capsys, name, below):
     fill(tmp_path / "d", "train/a", "train/b")
     plain = folder(tmp_path / "d")

@@ -54,6 +54,7 @@ def test_pixels_are_those_of_a_full_decoding(tmp_path, target, how):
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.fast_cases("1", "5")
 def test_turned_photographs_keep_their_frame(tmp_path, orientation):
     # At a half, both sides end with half a pixel; which side that is depends on the turn.
     file = photograph(tmp_path / "photo.jpg", (131, 201), orientation)

@@ -26,6 +26,7 @@ def names(number):
 
 
 @pytest.mark.parametrize(("shape", "number"), CLEAR)
+@pytest.mark.fast_cases("shape0-None", "shape8-7")
 def test_images_of_one_possible_layout(tmp_path, shape, number):
     x = np.random.default_rng(0).integers(0, 255, (10, *shape)).astype("uint8")
     first = shape[0] == number or (number is None and shape[0] < min(shape[1:]))
@@ -34,6 +35,7 @@ def test_images_of_one_possible_layout(tmp_path, shape, number):
 
 
 @pytest.mark.parametrize(("shape", "number"), ASKED)
+@pytest.mark.fast_cases("shape2-None", "shape4-4")
 def test_images_of_two_possible_layouts_are_asked_about(tmp_path, shape, number):
     x = np.random.default_rng(0).integers(0, 255, (10, *shape)).astype("uint8")
     with pytest.raises(DataError, match=r"are the bands last or first\? .*--data.arrays.layout channels_last"):

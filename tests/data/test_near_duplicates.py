@@ -91,6 +91,7 @@ def test_digits_of_any_size_are_no_copies_of_each_other(size):
 
 
 @pytest.mark.parametrize("kind", TURNS)
+@pytest.mark.fast_cases("turned 180", "mirrored and turned 180")
 def test_the_orientation_is_named(kind):
     original = photo(3)
     [copy] = find_copies(small([original, original.transpose(TURNS[kind])])).copies

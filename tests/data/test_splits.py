@@ -31,6 +31,7 @@ def images(number, seed=0):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("fold", [None, (2, 5)])
+@pytest.mark.fast_cases("None-2", "fold1-0")
 def test_a_new_image_moves_no_other(seed, fold):
     keys, targets = images(600, seed)
     before = hashed_split(keys[:500], targets[:500], FRACTIONS, CLASSES, fold=fold)
@@ -74,6 +75,7 @@ def test_folds_are_disjoint_and_cover_everything(count):
 
 
 @pytest.mark.parametrize("seed", range(60))
+@pytest.mark.fast_cases("7", "13", "14", "40")
 def test_each_image_is_tested_in_one_fold_whatever_the_classes(seed):
     """Random numbers of classes, images, folds and groups, with and without a validation split beside the fold."""
     rng = random.Random(seed)
@@ -272,6 +274,7 @@ def test_a_new_file_moves_no_other_file(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("fold", [None, 1])
+@pytest.mark.fast_cases("None-1", "1-1")
 def test_patches_of_different_splits_share_no_pixel(seed, fold):
     rng = np.random.default_rng(seed)
     size, patch, stride = int(rng.integers(60, 90)), int(rng.integers(2, 9)), int(rng.integers(1, 4))
@@ -315,6 +318,7 @@ def test_groups_that_differ_in_spelling_alone_are_reported(tmp_path):
 @pytest.mark.parametrize(
     "fractions", [{"test": 0.2, "val": 0.1}, {"test": 0.4, "val": 0.2}, {"test": 0.25, "val": 0.25}]
 )
+@pytest.mark.fast_cases("fractions0-2", "fractions2-5")
 def test_few_groups_come_as_near_to_the_shares_as_they_can(seed, fractions):
     """Twelve groups of about one size: no share is off by more than half a group and a little."""
     rng = np.random.default_rng(seed)

@@ -41,6 +41,7 @@ def test_stress_changes_the_spectral_bands_alone(index):
 
 @pytest.mark.parametrize("kind", [c for c in CLASSES if c not in ("healthy", "early_stress")])
 @pytest.mark.parametrize("index", range(4))
+@pytest.mark.fast_cases("0-leaf_spot", "0-rust", "1-blight", "2-mildew")
 def test_masks_cover_what_lesions_change(kind, index):
     healthy, sick = (draw_leaf(2, index, (64, 64), CLASSES.index(k)) for k in ("healthy", kind))
     change = np.abs(sick.bands - healthy.bands).max(0)

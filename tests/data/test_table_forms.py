@@ -60,6 +60,7 @@ def test_separator_header_and_encoding_are_found(images, mark, header, end, enco
 @pytest.mark.parametrize(
     ("given", "mark"), [("comma", ","), ("semicolon", ";"), ("tab", "\t"), ("space", "  "), ("#", "#"), ("pipe", "|")]
 )
+@pytest.mark.fast_cases("comma-,", "space-  ")
 def test_a_named_separator(images, given, mark):
     text = "\n".join(["path" + mark + "label", *(f"i{i}.png{mark}{i % 3}" for i in range(12))])
     (images / "t.csv").write_text(text)
@@ -363,6 +364,7 @@ def test_too_few_images_of_one_spelling(similar):
 
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("name", ["photo {}, {} b.png", "photo {} {}.png", "a;b {},{}.png"])
+@pytest.mark.fast_cases("photo {}, {} b.png-True", "photo {}, {} b.png-False")
 def test_a_single_column_is_not_divided(tmp_path, header, name):
     names = [draw(tmp_path / name.format(["cat", "dog"][i % 2], i), 20 * i).name for i in range(12)]
     (tmp_path / "t.txt").write_text("path\n" * header + "\n".join(names) + "\n")

@@ -69,6 +69,7 @@ def test_faults_are_one_line_and_can_be_skipped(tmp_path, fault):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.fast_cases("None-7", "zlib-1")
 def test_orientation_is_that_of_pictures(tmp_path, orientation, compression):
     x = RNG.integers(0, 255, (9, 5, 3)).astype("uint8")
     Image.fromarray(x).save(tmp_path / "x.png", exif=_orientation(orientation))
@@ -89,6 +90,7 @@ def _orientation(value):
 @pytest.mark.parametrize("shape", [(1, 1, 50), (1, 50, 1), (3, 1, 50), (3, 50, 1), (1, 1, 1), (4, 1, 1), (2, 1, 2)])
 @pytest.mark.parametrize("form", ["planes", "interleaved", "pages"])
 @pytest.mark.parametrize("described", [True, False])
+@pytest.mark.fast_cases("True-planes-shape2", "False-planes-shape0", "False-pages-shape6")
 def test_thin_images_keep_their_shape(tmp_path, shape, form, described):
     x = RNG.integers(0, 999, shape).astype("uint16")
     options = {"photometric": "minisblack", **({} if described else {"metadata": None})}
@@ -148,6 +150,7 @@ def test_overviews_are_no_images_and_stand_in_for_large_ones(tmp_path, masked):
     "options", [{"rowsperstrip": 5}, {"tile": (16, 16)}, {"tile": (16, 32), "compression": "zlib"}]
 )
 @pytest.mark.parametrize("form", ["planes", "interleaved", "pages"])
+@pytest.mark.fast_cases("interleaved-options0", "pages-options2")
 def test_every_nth_pixel_of_large_rasters_is_read_by_strips(tmp_path, options, form):
     x = RNG.integers(1, 999, (3, 60, 50)).astype("uint16")
     mask = RNG.random((60, 50)) < 0.8

@@ -61,6 +61,7 @@ def test_seconds_of_a_folder_need_its_rate(read, given, why):
 
 @pytest.mark.parametrize("rate", [None, 3.0, 4.0, 30.0])
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.fast_cases("0-4.0", "2-None", "2-30.0")
 def test_a_clip_has_no_frame_of_the_next_range(rate, seed):
     rng = np.random.default_rng(seed)
     times = tuple((np.arange(40) / rng.choice([4.0, 7.0, 25.0, 29.97])).tolist())

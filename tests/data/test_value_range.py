@@ -36,6 +36,7 @@ def values_of(data):
 
 @pytest.mark.parametrize("kind", ["uint32", "int32", "uint64", "int64", "float32", "float64", "int8"])
 @pytest.mark.parametrize("source", ["folder", "arrays"])
+@pytest.mark.fast_cases("folder-float64", "arrays-int32", "arrays-float32")
 def test_a_range_that_no_one_knows_is_asked_for(tmp_path, kind, source):
     x = np.random.default_rng(0).integers(0, 120, (10, 2, 8, 8)).astype(kind)
     wanted = rf"{kind} values.*whose range is unknown; give data\.scale.*--data\.scale 1[12]0"
@@ -90,6 +91,7 @@ STATED = [
 
 @pytest.mark.parametrize(("settings", "limits"), STATED)
 @pytest.mark.parametrize("source", ["folder", "arrays"])
+@pytest.mark.fast_cases("folder-settings2-limits2", "folder-settings5-limits5", "arrays-settings3-limits3")
 def test_stated_ranges_band_by_band(tmp_path, settings, limits, source):
     rng = np.random.default_rng(3)
     low = 0 if settings == {"scale": 30.0} else -22

@@ -276,6 +276,7 @@ def test_an_export_is_evaluated_on_named_images(with_heatmap, run, capsys, sourc
 
 @pytest.mark.parametrize("kind", MODALITIES)
 @pytest.mark.parametrize("way", ["recorded", "not recorded", "named"])
+@pytest.mark.fast_cases("recorded-points", "named-video")
 def test_sources_without_a_path_are_refused_for_an_export(kind, way, monkeypatch, capsys):
     """Their inputs may be those of the training, whether the run's or named; checked before anything is read."""
     for source in (name for name, path in SOURCES.items() if not path and first_stream(name) == kind):

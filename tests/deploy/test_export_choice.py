@@ -347,6 +347,7 @@ def _shown(ratio, turns, noise, times=1000, seed=0):
 
 @pytest.mark.parametrize("turns", [8, 13, 40])
 @pytest.mark.parametrize("noise", [0.05, 0.4])
+@pytest.mark.fast_cases("0.05-8", "0.4-40")
 def test_a_candidate_as_fast_as_the_run_is_rarely_shown_to_be_slower(turns, noise):
     assert _shown(1.0, turns, noise) <= 0.01
     # At the border: half of the two-sided error, and the noise of 1,000 measurements.

@@ -118,6 +118,7 @@ def test_frames_are_resized_as_the_pipeline_resizes_them(how):
 
 @pytest.mark.parametrize("up", ["x", "y", "z"])
 @pytest.mark.parametrize("scale", ["sphere", "rms", "none", 2.5])
+@pytest.mark.fast_cases("sphere-z", "none-x", "2.5-x")
 def test_clouds_are_placed_as_the_pipeline_places_them(up, scale):
     rng = np.random.default_rng(0)
     stored = StoredCoordinates(("x", "y", "z"), torch.float32, (), (), 16, up, scale, "farthest")
@@ -255,6 +256,7 @@ def _cloud_entry(stream, bands, count):
 @pytest.mark.parametrize("distinct", [1, 7, 24, 60])
 @pytest.mark.parametrize("how", ["farthest", "random"])
 @pytest.mark.parametrize("bands", [(), ("feature2", "feature0"), ("height", "ring")])
+@pytest.mark.fast_cases("bands0-random-60", "bands1-farthest-60", "bands2-random-7")
 def test_the_code_for_clouds_chooses_among_different_points_as_the_run_does(
     distinct, how, bands, tmp_path, monkeypatch
 ):

@@ -207,6 +207,7 @@ def test_an_untested_mean_average_precision_is_named(why):
 
 @pytest.mark.parametrize("criterion", ["agreement", "drop"])
 @pytest.mark.parametrize("positives", [1, 5, 73, 74])
+@pytest.mark.fast_cases("5-agreement", "73-drop")
 def test_a_rare_label_is_refused_and_its_missing_positives_are_given(criterion, positives):
     gate = _labels(300)
     gate.targets[:, 2] = np.arange(300) < positives

@@ -119,6 +119,7 @@ def test_images_of_one_size_share_calls_and_keep_their_order(stored):
 
 
 @pytest.mark.parametrize("most", [1, 4, 7, 12, 13, 100])
+@pytest.mark.fast_cases("12", "100")
 def test_images_are_spread_evenly_over_all_sources(stored, most):
     images, _ = opened(stored, "folder")
     other = SimpleNamespace(source=SimpleNamespace())

@@ -21,6 +21,7 @@ def _draw(rng, kind, n, labels, share):
 
 @pytest.mark.parametrize("kind", ["noise", "lost"])
 @pytest.mark.parametrize(("n", "labels", "share"), [(200, 1, 0.015), (300, 5, 0.01), (300, 1, 0.2), (300, 4, 0.1)])
+@pytest.mark.fast_cases("200-1-0.015-noise", "300-4-0.1-lost")
 def test_the_true_drop_is_rarely_above_the_bound(kind, n, labels, share):
     rng = np.random.default_rng(0)
     targets, *scores = _draw(rng, kind, 50_000, 1, share)
@@ -39,6 +40,7 @@ def test_the_true_drop_is_rarely_above_the_bound(kind, n, labels, share):
 @pytest.mark.parametrize(
     ("positives", "labels", "level"), [(1, 1, 0.95), (20, 1, 0.95), (300, 1, 0.95), (3, 4, 0.975), (73, 4, 0.95)]
 )
+@pytest.mark.fast_cases("20-1-0.95", "73-4-0.95")
 def test_equal_rankings_have_the_bound_of_clopper_and_pearson(positives, labels, level):
     targets = np.ones((310, labels), bool)
     targets[positives:, 0] = False

@@ -41,6 +41,7 @@ def stored(filter, size, how="crop", dtype=torch.uint8, low=(0.0,), high=(255.0,
 
 @pytest.mark.parametrize("how", ["crop", "squash"])
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.fast_cases("target1-squash", "target2-crop")
 def test_pictures_are_resized_to_the_same_levels(target, how):
     resize = ResizeStored(stored("levels", target, how))
     found = torch.cat([(resize(pixels(size)[None]) * 255).flatten() for size in SIZES])
@@ -53,6 +54,7 @@ def test_pictures_are_resized_to_the_same_levels(target, how):
 @pytest.mark.parametrize("how", ["crop", "squash"])
 @pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.fast_cases("target0-bilinear-squash", "target0-bicubic-crop")
 def test_rasters_are_resized_to_the_same_values(target, filter, how):
     low, high = (100.0, 0.0, 50.0), (30000.0, 65535.0, 5000.0)
     resize = ResizeStored(stored(filter, target, how, torch.uint16, low, high))
@@ -182,6 +184,13 @@ def test_rasters_keep_their_type_and_range(tmp_path, settings, dtype, high):
         ("float32", {"scale": 1.0, "values__nodata": -9999.0}),
         ("float32", {"scale": 1.0, "values__nodata": "nan"}),
     ],
+)
+@pytest.mark.fast_cases(
+    "uint8-settings0-crop",
+    "uint16-settings3-crop",
+    "float32-settings5-squash",
+    "float32-settings6-crop",
+    "float32-settings7-crop",
 )
 def test_stored_rasters_become_what_the_pipeline_reads(tmp_path, dtype, settings, how):
     from vitrail.data import open_data

@@ -64,6 +64,7 @@ def _damage(file):
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.fast_cases("0", "10", "19")
 def test_windows_cover_the_whole_video_at_equal_steps(seed):
     rng = np.random.default_rng(seed)
     start, length, window, step = rng.uniform(0, 5), rng.uniform(0.5, 20), rng.uniform(0.2, 4), rng.uniform(0.1, 5)

@@ -55,6 +55,7 @@ def in_a_thread(step):
 
 @pytest.mark.parametrize("opened", [open_one, open_by_others])
 @pytest.mark.parametrize("free", ["first opened first", "last opened first", "in a thread"])
+@pytest.mark.fast_cases("first opened first-open_one", "in a thread-open_by_others")
 def test_engines_leave_the_stack_of_signals(opened, free):
     before = installed()
     engines = [opened(), opened()]

@@ -162,6 +162,14 @@ def test_rollout(kind):
 
 @pytest.mark.parametrize("kind", LEARNED)
 @pytest.mark.parametrize("method", ["rollout", "gradient_rollout", "attribution", "tokens"])
+@pytest.mark.fast_cases(
+    "rollout-joint",
+    "gradient_rollout-encoder",
+    "gradient_rollout-encoder_fused",
+    "attribution-joint",
+    "attribution-encoder_fused",
+    "tokens-encoder",
+)
 def test_learned_tokens(kind, method):
     model, clips = _build(**LEARNED[kind]), _clips()
     found = explain(model, clips, method)
@@ -187,6 +195,14 @@ def test_the_maps_of_a_token_are_those_of_each_slice(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["gradient_rollout", "attribution"])
+@pytest.mark.fast_cases(
+    "gradient_rollout-encoder",
+    "gradient_rollout-slices",
+    "gradient_rollout-self_attention",
+    "gradient_rollout-divided",
+    "gradient_rollout-dot_product",
+    "attribution-encoder_gap",
+)
 def test_weights_of_a_class(kind, method):
     model, clips = _build(**KINDS[kind]), _clips()
     found = explain(model, clips, method)

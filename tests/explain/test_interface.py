@@ -178,6 +178,9 @@ def test_settings_of_the_right_kind_are_taken():
     ],
     ids=["none", "name", "nan", "bands", "uint8", "two"],
 )
+@pytest.mark.fast_cases(
+    "none-centre", "nan-gradcam", "bands-rollout", "bands-centre", "uint8-gradcam", "uint8-random", "two-gradcam"
+)
 def test_images_that_the_model_does_not_take_are_refused_by_every_method(method, images, error, words):
     with pytest.raises(error, match=words):
         explain(_vit(), images, method)
@@ -342,6 +345,7 @@ def test_a_method_that_explains_no_class_refuses_one(name):
 
 @pytest.mark.parametrize("scale", [60, 255, 65535])
 @pytest.mark.parametrize("name", ["vit token", "swin", "maxvit"])
+@pytest.mark.fast_cases("vit token-60", "swin-65535", "maxvit-60")
 def test_images_that_were_not_normalised_are_warned_of(name, scale):
     model = tiny_model(name)
     raw = tuple(torch.rand(1, stream.chans, 20, 20) * scale for stream in model.streams)

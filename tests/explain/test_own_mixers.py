@@ -130,6 +130,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("method", ["rollout", "gradcam"])
+@pytest.mark.fast_cases("rollout-own in parallel", "gradcam-DataParallel")
 def test_a_wrapped_model_is_explained_as_the_model_inside(wrap, method):
     model = _build("vit")
     images = _inputs(model)

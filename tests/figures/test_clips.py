@@ -16,6 +16,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize(("length", "shown"), [(1, [1]), (3, [1, 2, 3]), (8, list(range(1, 9))),
                                                 (16, [2, 4, 6, 8, 10, 12, 14, 16])])  # fmt: skip
 @pytest.mark.parametrize("color", [(), (3,)])
+@pytest.mark.fast_cases("color0-1-shown0", "color1-1-shown0")
 def test_a_row_of_frames_and_one_for_each_method(length, shown, color):
     frames = RNG.random((length, 12, 10, *color))
     heat = RNG.random((length, 12, 10))

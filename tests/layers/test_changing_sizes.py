@@ -30,6 +30,7 @@ def _layer(kind, rng):
 
 @pytest.mark.parametrize("seed", fast_first(range(12), 3))
 @pytest.mark.parametrize("kind", ["masked", "as they are", "after", "window", "grid"])
+@pytest.mark.fast_cases("masked-0", "after-1", "grid-1")
 def test_the_same_comes_out_with_the_same_gradients(kind, seed, monkeypatch):
     rng = random.Random(f"{kind}{seed}")
     torch.manual_seed(seed)

@@ -52,6 +52,7 @@ def test_a_watched_layer_sees_all_tokens_at_once():
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (7, 4), (2, 4), (0, 4), (0, 3, 4)])
+@pytest.mark.fast_cases("shape0-tanh", "shape2-none")
 def test_inference_overwrites_nothing_that_anyone_holds(shape, approximate):
     layer = Mlp(4, 8, out_dim=6, act_layer={"none": "gelu", "tanh": "gelu_tanh"}[approximate])
     x = torch.randn(shape)

@@ -20,6 +20,7 @@ def _slowly(embed, x):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("patch_size", [1, 2, 4, (4, 8), 8, (16, 3), 16])
+@pytest.mark.fast_cases("2-torch.contiguous_format", "16-torch.contiguous_format")
 def test_patches_are_their_definition(patch_size, layout):
     rng = random.Random(str(patch_size))
     for _ in range(4):

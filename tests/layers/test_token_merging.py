@@ -89,6 +89,7 @@ def test_merging_equals_loops_over_pairs(case, r, images):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.fast_cases("registers, mean", "distilled", "odd grid")
 def test_rollout_spreads_a_merged_token_over_its_patches(case):
     model = build(**CASES[case])
     merged, x = vitrail.merge_tokens(model, 3), torch.randn(2, *model.streams[0].shape)

@@ -155,6 +155,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", EQUIVARIANT)
+@pytest.mark.fast_cases(
+    "linear_leaky_relu-False-dtype0",
+    "max_pool-True-dtype0",
+    "mean_pool-False-dtype1",
+    "latents-False-dtype0",
+    "block-False-dtype0",
+)
 def test_layers_are_equivariant(name, training, dtype):
     torch.manual_seed(3)
     layer = EQUIVARIANT[name]().to(dtype).train(training)
@@ -336,6 +343,7 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.fast_cases("max_pool", "block", "invariant")
 def test_gradients(name):
     torch.manual_seed(10)
     layer = GRADIENTS[name]().double()

@@ -59,6 +59,7 @@ def _random_layer(seed, mask_padding):
 
 @pytest.mark.parametrize("mask_padding", [True, False])
 @pytest.mark.parametrize("seed", fast_first(range(15), 5))
+@pytest.mark.fast_cases("1-False", "3-True", "4-True")
 def test_by_hand(seed, mask_padding):
     layer, grid = _random_layer(seed, mask_padding)
     x = torch.randn(2, *grid, layer.dim, dtype=torch.float64, requires_grad=True)

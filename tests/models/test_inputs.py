@@ -46,6 +46,15 @@ def _inputs(model, batch, seed=0):
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("seed", fast_first(range(3), 1))
+@pytest.mark.fast_cases(
+    "hvt-0-False",
+    "maxvit-0-False",
+    "maxvit-0-True",
+    "swin-0-False",
+    "swin-0-True",
+    "vit-0-False",
+    "vit with TokenLearner 1.1 and fuser-0-True",
+)
 def test_a_batch_of_none_gives_logits_of_none(model, seed, gradients):
     inputs, full = _inputs(model, 0, seed), _inputs(model, 2, seed)
     with torch.set_grad_enabled(gradients):
@@ -102,6 +111,9 @@ def test_images_of_another_type_are_refused(model, dtype, gradients):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.fast_cases(
+    "swin-dtype2", "vit with TokenLearner 1.1-dtype2", "maxvit as torchvision-dtype1", "hvt of one stream-dtype0"
+)
 def test_autocast_takes_any_type_that_it_converts(model, dtype):
     inputs = _inputs(model, 2)
     with torch.no_grad():
@@ -125,6 +137,7 @@ def test_autocast_takes_any_type_that_it_converts(model, dtype):
     ],
     ids=["no batch", "no batch, bands last", "bands last", "bands"],
 )
+@pytest.mark.fast_cases("no batch-vit", "no batch, bands last-swin", "bands last-hvt", "bands-maxvit")
 def test_the_error_of_a_wrong_shape_names_its_remedy(family, shape, remedy):
     settings = {**list_families()[family].test_config, "in_chans": 5}
     settings |= {"spectral_chans": 0} if "spectral_chans" in settings else {}

@@ -341,6 +341,7 @@ def test_a_module_beside_the_model_is_loaded_past_and_not_saved(tmp_path):
 
 @pytest.mark.parametrize("argument", [{"pretrained": True}, {"pretrained_cfg": {"file": "x"}}, {"cache_dir": "x"}])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin", "maxvit", "hvt"])
+@pytest.mark.fast_cases("vit_tiny_patch16_224-argument1", "hvt-argument1")
 def test_weights_that_come_with_a_library(name, argument):
     with pytest.raises(
         ConfigError, match=r"no weights come with vitrail; use from_pretrained\(.*load_weights\("

@@ -39,6 +39,7 @@ maxvit_tiny_tf_512 31,049,584 33.25
 
 
 @pytest.mark.parametrize("line", REFERENCE.strip().splitlines(), ids=lambda line: line.split()[0])
+@pytest.mark.fast_cases("swin_small_patch4_window7_224", "swin_base_patch4_window7_224", "maxvit_tiny_tf_512")
 def test_catalogue_equals_the_reference(line):
     # tests/models/test_catalogue.py holds the catalogue to what the code counts.
     name, parameters, gmacs = line.split()

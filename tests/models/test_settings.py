@@ -78,6 +78,16 @@ def _choices():
 
 @pytest.mark.parametrize("value", ["bilinear", 1, None, ["avg"]])
 @pytest.mark.parametrize(("name", "setting", "choices"), _choices())
+@pytest.mark.fast_cases(
+    "hvt-global_pool-choices1-bilinear",
+    "maxvit-global_pool-choices5-bilinear",
+    "swin-global_pool-choices9-bilinear",
+    "swin3d-global_pool-choices11-bilinear",
+    "vit-patch_embed-choices13-bilinear",
+    "vivit-attention-choices18-bilinear",
+    "vn_transformer-global_pool-choices27-bilinear",
+    "vnt-global_pool-choices28-bilinear",
+)
 def test_a_config_refuses_values_that_are_none_of_its_choices(name, setting, choices, value):
     family = list_families()[name]
     with pytest.raises(ConfigError) as caught:

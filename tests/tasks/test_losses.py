@@ -71,6 +71,7 @@ def test_balanced_weights_are_scikit_learns(seed):
 @pytest.mark.parametrize("gamma", [0.0, 1.7])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.fast_cases("0-False-1.7", "0-True-0.0")
 def test_shares_of_one_class_are_that_class(seed, weighted, gamma):
     logits, target, weights = _case(seed)
     smoothing = random.Random(seed).choice([0.0, 0.2])

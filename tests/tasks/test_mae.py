@@ -18,6 +18,7 @@ def made(name="vit", seed=0, **settings):
 
 @pytest.mark.parametrize("name", VITS)
 @pytest.mark.parametrize("value", [0.0, 7.5, float("inf"), float("nan")])
+@pytest.mark.fast_cases("0.0-vit", "nan-vit_pooled")
 def test_masked_pixels_do_not_reach_the_encoder(name, value):
     task = made(name)
     x = torch.randn(3, 3, 37, 30)  # no multiple of the patch

@@ -100,6 +100,7 @@ def test_the_encoder_runs_on_visible_tubelets_alone(settings):
 @pytest.mark.parametrize("loss_on", ["masked", "all"])
 @pytest.mark.parametrize("normalize_target", [True, False])
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.fast_cases("0-True-masked", "0-False-all")
 def test_the_loss_is_a_loop_over_masked_tubelets(loss_on, normalize_target, seed, monkeypatch):
     task = _made(loss_on=loss_on, normalize_target=normalize_target)
     torch.manual_seed(seed)

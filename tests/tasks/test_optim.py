@@ -18,6 +18,7 @@ from vitrail.tasks.optim import build_schedule
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast_cases("hvt-0.7", "maxvit-0.7", "swin-1.0", "vit-0.7")
 def test_groups_hold_every_parameter_once(family, layer_decay):
     model = build(family, 1)
     groups = parameter_groups(model, 0.3, 0.01, layer_decay)
@@ -72,6 +73,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast_cases("hvt-compiled encoder", "maxvit-compiled encoder", "swin-encoder", "vit-encoder")
 def test_a_wrapper_has_the_groups_of_the_model_inside(family, wrap):
     model = build(family, 1)
     wrapped = wrap(model)
@@ -95,6 +97,7 @@ def test_parameters_beside_the_model_are_not_left_out():
     [("layer_decay", 75), ("layer_decay", 0.0), ("layer_decay", -0.5), ("layer_decay", math.nan), ("learning_rate", -1),
      ("learning_rate", math.inf), ("weight_decay", -0.1), ("weight_decay", math.nan)],
 )  # fmt: skip
+@pytest.mark.fast_cases("layer_decay-nan", "learning_rate-inf", "weight_decay-nan")
 def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=rf"^{name} must be .*, got {value!r}$"):
         parameter_groups(build("vit", 1), **{"weight_decay": 0.1, name: value})

@@ -31,6 +31,7 @@ def _inputs(task, size=None, seed=0):
 
 
 @pytest.mark.parametrize("size", [None, (37, 45)], ids=["built", "odd"])
+@pytest.mark.fast_cases("vit_pooled-built", "swin-built", "maxvit-odd", "hvt_two-odd")
 def test_masked_pixels_do_not_reach_the_model(name, size):
     task = made(name)
     inputs = _inputs(task, size)

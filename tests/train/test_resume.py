@@ -54,6 +54,7 @@ def test_a_finished_run_stays_as_it_is(short, capsys, changes):
         ({"data__values__statistics": "other.json"}, "data.values.statistics = 'other.json': it began with None"),
     ],
 )
+@pytest.mark.fast_cases("changes0-run.seed = 5: it began with 0", "changes6-run.overwrite true deletes it")
 def test_what_may_not_change_is_refused(short, changes, message):
     before = _content(short.path)
     with pytest.raises(ConfigError, match=message):

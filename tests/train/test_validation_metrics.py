@@ -23,6 +23,7 @@ def _merged(metrics, other):
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.fast_cases("0", "2")
 def test_one_class_an_image(seed):
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(3, 50)), int(rng.integers(2, 9))
@@ -41,6 +42,7 @@ def test_one_class_an_image(seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.fast_cases("0", "7")
 def test_labels(seed):
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(3, 50)), int(rng.integers(2, 7))

@@ -94,6 +94,7 @@ def test_damaged_bytes_end_in_an_error_or_in_numbers(tmp_path, kind):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin", ".npz", ""])
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.fast_cases("0-.safetensors", "0-.pth", "1-")
 def test_foreign_files(model, tmp_path, suffix, seed):
     path = tmp_path / f"foreign{suffix}"
     rng = random.Random(seed)
@@ -213,6 +214,7 @@ def test_tensors_without_dimensions(family, tmp_path):
 
 @pytest.mark.parametrize("value", [32.5, "abc", [32], [32, 0], {"a": 1}, True, [1, 2, 3]])
 @pytest.mark.parametrize("name", ["img_size", "patch_size"])
+@pytest.mark.fast_cases("img_size-value3", "patch_size-value6")
 def test_metadata_with_sizes_that_are_none(tmp_path, name, value, capsys):
     model = build("vit", 1)
     path = tmp_path / "x.safetensors"

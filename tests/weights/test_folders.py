@@ -91,6 +91,7 @@ def test_an_index_that_leaves_its_folder_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{half", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "\x00"])
+@pytest.mark.fast_cases("{half", "{}")
 def test_a_damaged_index(content, tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(content)

@@ -63,6 +63,7 @@ def test_names(name, parts):
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://a", "hf:///b", "hf://a//b", "hf://a b/c", "hf://a/b@", "hf://a/b?x"])
+@pytest.mark.fast_cases("hf:///b", "hf://a/b?x")
 def test_malformed_names(hub, name):
     with pytest.raises(WeightsError, match="write hf://owner/name"):
         vitrail.load_weights(build("vit", 2), name)

@@ -18,6 +18,7 @@ def _kernel(rng, bands, size=None):
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.fast_cases("2", "11")
 def test_mean_keeps_the_response_to_equal_bands(seed):
     rng = random.Random(seed)
     old, new = rng.randint(1, 9), rng.randint(1, 12)
@@ -35,6 +36,7 @@ def test_mean_keeps_the_response_to_equal_bands(seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.fast_cases("5", "10")
 def test_repeat_cycles(seed):
     rng = random.Random(seed)
     old, new = rng.randint(1, 6), rng.randint(1, 14)
@@ -50,6 +52,7 @@ def test_repeat_cycles(seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.fast_cases("5", "11")
 def test_wavelengths_interpolate_each_value(seed):
     rng = random.Random(seed)
     old, new = rng.randint(1, 8), rng.randint(1, 12)

@@ -77,6 +77,7 @@ def test_wrappers_and_prefixes_are_told(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("classes", [0, 3, 5])
+@pytest.mark.fast_cases("0-vit", "3-hvt", "3-maxvit", "3-swin", "3-vit")
 def test_a_new_head_is_asked_for(family, classes):
     model, other = build(family, 1), build(family, 2, num_classes=classes)
     before = snapshot(other)
@@ -237,6 +238,7 @@ def test_the_spectral_stream_starts_from_the_image_only_if_asked():
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("family", ["vit", "hvt"])
+@pytest.mark.fast_cases("vit-0", "hvt-2", "hvt-4")
 def test_oblong_positions_when_the_settings_are_told(family, seed, tmp_path):
     rng = random.Random(seed)
     patch = families_patch(family)
@@ -283,6 +285,7 @@ def test_as_many_positions_on_another_grid_are_resampled_where_it_is_known():
 
 @pytest.mark.parametrize("family", ["swin", "maxvit"])
 @pytest.mark.parametrize(("old", "new"), [((3, 5), (5, 3)), ((2, 3), (4, 4)), ((4, 4), (3, 2))])
+@pytest.mark.fast_cases("old0-new0-maxvit", "old1-new1-swin")
 def test_oblong_windows_when_the_settings_are_told(family, old, new):
     from vitrail.layers.positions import resample_relative_table
 
@@ -302,6 +305,7 @@ def test_oblong_windows_when_the_settings_are_told(family, old, new):
 
 @pytest.mark.parametrize("family", ["vit", "swin", "hvt"])
 @pytest.mark.parametrize(("old", "new"), [(4, 8), (8, 5), ((6, 4), (4, 6))])
+@pytest.mark.fast_cases("4-8-hvt", "old2-new2-vit", "old2-new2-swin")
 def test_another_patch_size(family, old, new):
     settings = {"spectral_patch_size": 4} if family == "hvt" else {}
     model = build(family, 1, patch_size=old, **settings)
@@ -404,6 +408,14 @@ def test_one_wrong_tensor_is_refused_and_nothing_is_loaded(family, change, messa
 
 @pytest.mark.parametrize(
     ("name", "family"), in_turn(sorted(path.stem for path in FOLDER.glob("*.safetensors")), FAMILIES)
+)
+@pytest.mark.fast_cases(
+    "hvt_dual_concat-hvt",
+    "swin_timm-maxvit",
+    "swin_torchvision-swin",
+    "videomae_hf_v5_names-vit",
+    "vit_timm_gap-vit",
+    "vn_graph-vit",
 )
 def test_checkpoints_of_other_models_are_refused(family, name):
     other = build(family, 2)

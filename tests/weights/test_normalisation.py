@@ -82,6 +82,7 @@ def test_where_it_is_given(kind, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", NONE)
+@pytest.mark.fast_cases("no list", "in units of 0..255", "switched off", "damaged metadata")
 def test_where_it_is_not(kind, tmp_path):
     report = vitrail.load_weights(build("vit", 2), NONE[kind](tmp_path))
     assert report.normalization == {}

@@ -60,6 +60,7 @@ def _texts(path):
 
 
 @pytest.mark.parametrize("path", [*sorted((SOURCE / "weights").glob("*.py")), SOURCE / "models" / "recognise.py"])
+@pytest.mark.fast_cases("path10", "path11", "path22")
 def test_no_error_spells_an_option_itself(path):
     spelled = re.compile(rf"\b({'|'.join(OPTIONS)})=|--\w|\bmodel\.({'|'.join(ModelConfig.__dataclass_fields__)})\b")
     assert [text for text in _texts(path) if spelled.search(text)] == []

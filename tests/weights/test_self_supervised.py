@@ -150,6 +150,7 @@ WRITERS = {
 @torch.no_grad()
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fast_cases("dino-transformers", "dinov2 giant-authors", "dinov2 registers-transformers")
 def test_features_are_those_of_the_authors(kind, writer):
     options, settings = KINDS[kind]
     torch.manual_seed(len(kind))

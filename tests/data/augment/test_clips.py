@@ -38,6 +38,9 @@ def _changed(augment, name, x, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+@pytest.mark.fast_cases(
+    "crop-0", "flips-0", "affine-2", "colour-0", "randaugment-1", "trivialaugment-0", "blur-2", "erasing-0", "bands-0"
+)
 def test_each_frame_of_a_clip_is_changed_as_an_image_is(changes, seed):
     """Of a clip whose frames are one image, each frame is what the same random numbers make of that image."""
     images = torch.rand(12, 3, 18, 18)
@@ -56,6 +59,7 @@ def test_each_frame_of_a_clip_is_changed_as_an_image_is(changes, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "none"])
+@pytest.mark.fast_cases("light-0", "standard-1", "leaf-0")
 def test_pixels_of_different_frames_take_the_same_way(preset, seed):
     """Frames that differ by their brightness alone differ so after any motion."""
     settings = {"auto": "none", "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "blur": 0, "erase": 0}

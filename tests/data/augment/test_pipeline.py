@@ -16,6 +16,7 @@ CHANGING = [name for name in PRESETS if name != "none"]
 
 @pytest.mark.parametrize("preset", CHANGING)
 @pytest.mark.parametrize("bands", [1, 3, 5])
+@pytest.mark.fast_cases("1-light", "1-leaf", "3-strong", "3-leaf")
 def test_shape_and_range_stay_and_a_seed_repeats(preset, bands):
     x = torch.rand(6, bands, 14, 18)
     before = x.clone()

@@ -45,6 +45,7 @@ def _positions_one_by_one(grid, window, shift, padding, pad_after_shift):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("pad_after_shift", [False, True])
+@pytest.mark.fast_cases("False-1", "True-0")
 def test_shifted_and_padded_windows(seed, pad_after_shift):
     rng = random.Random(seed)
     window = (rng.randint(2, 4), rng.randint(2, 4))

@@ -183,6 +183,12 @@ def test_settings_that_make_no_sense(method, settings, words):
 
 @pytest.mark.parametrize("method", ["saliency", "input_x_gradient", "integrated_gradients", "smoothgrad"])
 @pytest.mark.parametrize(("name", "smooth"), [("swin", 0.05), ("hvt two streams", 0.11)])
+@pytest.mark.fast_cases(
+    "swin-0.05-saliency",
+    "swin-0.05-input_x_gradient",
+    "swin-0.05-smoothgrad",
+    "hvt two streams-0.11-integrated_gradients",
+)
 def test_smoothing_is_a_gaussian_over_the_finished_map(method, name, smooth):
     from scipy.ndimage import gaussian_filter
 

@@ -80,6 +80,7 @@ def _model(rng, learner):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["none", "1.0", "1.1", "1.0 fused", "1.1 fused"])
+@pytest.mark.fast_cases("none-2", "1.0-0", "1.1-0", "1.0 fused-3")
 def test_equals_the_dense_product(kind, seed):
     rng = random.Random(f"{kind}{seed}")
     torch.manual_seed(seed)
@@ -267,6 +268,7 @@ def _vit_explain(attentions, head_fusion, discard_ratio):
 
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
 @pytest.mark.parametrize("discard_ratio", [0.0, 0.35, 0.9])
+@pytest.mark.fast_cases("0.0-mean", "0.35-max")
 def test_discarding_from_the_whole_matrix(head_fusion, discard_ratio):
     """As vit-explain's steps, image by image; both settings change the map."""
     torch.manual_seed(3)

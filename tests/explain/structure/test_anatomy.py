@@ -47,6 +47,7 @@ def _groups(layer, grid):
 
 @pytest.mark.parametrize("seed", fast_first(range(12), 4))
 @pytest.mark.parametrize("kind", ["swin", "hvt", "window", "grid"])
+@pytest.mark.fast_cases("swin-1", "hvt-1", "hvt-2", "window-3", "grid-0")
 def test_groups_are_who_influences_whom(kind, seed):
     """Who shares a group and a region in the picture is who reaches whom through the real layer."""
     rng = random.Random(f"{kind}{seed}")

@@ -25,6 +25,7 @@ def _queries(step):
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast_cases("vit-0", "swin-0", "maxvit-0", "maxvit-1", "hvt-1", "hvt two streams-0", "hvt two streams-1")
 def test_entropies_are_those_of_all_queries(family, seed):
     _, model, inputs, steps = _case(family, seed)
     measured = attention_entropy(model, *inputs)

@@ -119,6 +119,13 @@ TINY = {
         ("hvt", "rope", ["rotary"]),
     ],
 )
+@pytest.mark.fast_cases(
+    "vit-learned-kinds0",
+    "vit-sincos1d-kinds3",
+    "swin-relative-kinds6",
+    "maxvit-relative-kinds10",
+    "hvt-sincos2d-kinds12",
+)
 def test_every_kind_of_positions_is_named(name, pos_embed, kinds):
     model = vitrail.create_model(name, **TINY[name], pos_embed=pos_embed)
     assert position_kinds(model) == kinds

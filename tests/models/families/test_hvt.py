@@ -52,6 +52,7 @@ def _inputs(model, batch=2, dtype=torch.float32):
 
 @pytest.mark.parametrize("source", ["auto", "hvit"])
 @pytest.mark.parametrize("name", ["hvt_rgb", "hvt_dual_dfca", "hvt_dual_concat"])
+@pytest.mark.fast_cases("hvt_rgb-hvit", "hvt_dual_dfca-auto", "hvt_dual_concat-hvit")
 def test_equals_the_reference(name, source):
     golden = read_golden(name)
     model = _golden_model(golden)
@@ -186,6 +187,7 @@ def _windows_by_hand(layer, x, window, shift):
     ("grid", "window"),
     [((4, 6), (2, 3)), ((5, 7), (2, 3)), ((4, 9), (5, 4)), ((3, 3), (4, 3)), ((7, 7), (4, 4))],
 )
+@pytest.mark.fast_cases("grid0-window0-False", "grid0-window0-True", "grid2-window2-False", "grid3-window3-True")
 def test_windows_by_hand(grid, window, shifted):
     layer = MapAttention(6, 2, window=window, shifted=shifted)
     x = torch.randn(2, *grid, 6)
@@ -297,6 +299,7 @@ def test_learned_stand_in(fusion):
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.fast_cases("0-concat", "1-cross_attention")
 def test_the_stand_in_waits_without_weight_while_its_stream_is_there(fusion, seed):
     torch.manual_seed(seed)
     model = _tiny(**DUAL, **{"fusion": fusion, "missing_spectral": "learned"}).train()

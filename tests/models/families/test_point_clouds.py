@@ -104,6 +104,15 @@ def test_block_equals_a_reading_of_the_vn_transformer():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("case", INVARIANT)
+@pytest.mark.fast_cases(
+    "vnt-dtype0-1e-05",
+    "vn_pointnet-dtype1-1e-10",
+    "vn_dgcnn-dtype0-1e-05",
+    "vn_dgcnn max-dtype0-1e-05",
+    "vn_transformer-dtype0-1e-05",
+    "vn_transformer latents-dtype1-1e-10",
+    "vnt without cross-dtype1-1e-10",
+)
 def test_rotations_change_nothing(case, dtype, tolerance):
     model = build(case, dtype)
     for batch in (1, 3):
@@ -222,6 +231,14 @@ def test_shifts_change_nothing_once_centred():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("case", [case for case in INVARIANT if "latents" not in case])
+@pytest.mark.fast_cases(
+    "vnt-dtype0-1e-05",
+    "vnt-dtype1-1e-10",
+    "vn_pointnet-dtype1-1e-10",
+    "vn_dgcnn-dtype0-1e-05",
+    "vn_dgcnn max-dtype0-1e-05",
+    "vn_transformer-dtype0-1e-05",
+)
 def test_rotations_change_no_logit_of_a_point(case, dtype, tolerance):
     model = build(case, dtype, per_point=True)
     points = torch.randn(2, 24, 3, dtype=dtype)
@@ -237,6 +254,9 @@ def test_rotations_change_no_logit_of_a_point(case, dtype, tolerance):
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.fast_cases(
+    "dgcnn-False", "pointnet-False", "vn_dgcnn-False", "vn_pointnet-False", "vn_transformer-False", "vnt-False"
+)
 def test_points_that_lack_change_no_logit_of_a_point(name, training):
     settings = {"per_point": True} | ({"num_latents": 0} if name == "vn_transformer" else {})
     points = torch.randn(3, 12, 3, dtype=torch.float64)

@@ -95,6 +95,17 @@ def _clip(golden, name):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.fast_cases(
+    "videomae_hf_v5_names",
+    "timesformer_hf_divided_space_time",
+    "timesformer_hf_space_only",
+    "vivit_scenic_m2_factorised_encoder_token",
+    "vivit_scenic_m2_factorised_encoder_gap",
+    "vivit_scenic_m3_factorised_self_attention_gap",
+    "vivit_scenic_m4_factorised_dot_product_gap",
+    "vivit_scenic_token_learner_v10_fuser",
+    "vivit_scenic_token_learner_v11",
+)
 def test_outputs_of_the_reference_code(name):
     golden = read_golden(name)
     model = _build(**GOLDEN[name])
@@ -134,6 +145,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("size", "model"), COUNTS)
+@pytest.mark.fast_cases("base-_factorised_self_attention", "large-_factorised_encoder")
 def test_parameters_of_the_variants(size, model):
     with torch.device("meta"):
         built = vitrail.create_model(f"vivit_{size}_patch16x2_224{model}")
@@ -302,6 +314,9 @@ def test_attention_along_an_axis_by_a_dense_mask():
 
 @pytest.mark.parametrize("rule", ["central_frame", "inflation"])
 @pytest.mark.parametrize("kind", ["joint", "joint_gap", "encoder", "self_attention", "divided", "dot_product"])
+@pytest.mark.fast_cases(
+    "joint-central_frame", "encoder-inflation", "self_attention-central_frame", "divided-central_frame"
+)
 def test_starts_from_an_image_model(kind, rule):
     image = vitrail.create_model(
         "vit", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2.0, num_classes=7
@@ -353,6 +368,7 @@ def test_start_with_copied_attention_over_time():
 
 @pytest.mark.parametrize("kind", ["joint", "joint_gap", "encoder", "divided"])
 @pytest.mark.parametrize("size", [(16, 32, 32), (8, 48, 48), (12, 48, 48)], ids=str)
+@pytest.mark.fast_cases("(16, 32, 32)-joint_gap", "(16, 32, 32)-divided", "(12, 48, 48)-encoder")
 def test_weights_of_another_length_and_size(kind, size):
     frames, side, _ = size
     first = _random(_build(**KINDS[kind]))
