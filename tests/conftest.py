@@ -24,6 +24,10 @@ def pytest_collection(session):
     # Importing the tests makes millions of objects that stay; to look through them again and again takes seconds.
     gc.disable()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # At each seed of a random generator, devices that are missing store it with a stack trace, which takes a while.
+    for device in (torch.cuda, torch.mtia, torch.xpu):
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None
     define_missing_operators()
 
 
@@ -66,8 +70,7 @@ def pytest_collection_modifyitems(config, items):
 def _seeded():
     import torch
 
-    # Without a device, ``torch.manual_seed`` stores the seed and a stack trace for each kind of device, at every call.
-    (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(1234)
+    torch.manual_seed(1234)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -81,10 +84,10 @@ def _own_counts(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def _measured_once():
-    """Computed once for all runs: the copies among the digits. Images a second: from a few small passes."""
+    """Computed once for all runs: copies among the digits, the hash of the code. Images a second: from few passes."""
     from vitrail.bench import efficiency
     from vitrail.evaluate import run
-    from vitrail.train import start_run
+    from vitrail.train import environment, start_run
 
     known = {}
     usual = start_run.describe_copies
@@ -101,4 +104,6 @@ def _measured_once():
         patch.setattr(run, "measure_efficiency", functools.partial(run.measure_efficiency, batch_size=4, seconds=0.0))
         patch.setattr(efficiency, "latency", functools.partial(efficiency.latency, passes=10))
         patch.setattr(start_run, "describe_copies", describe_copies)
+        patch.setattr(environment, "_code", functools.cache(environment._code))
+        patch.setattr(environment, "_checkout", functools.cache(environment._checkout))
         yield

@@ -23,6 +23,8 @@ def package(tmp_path, monkeypatch):
     for name in ("__init__.py", "losses.py", "train/environment.py"):
         (package / name).write_text("A = 1\n")
     monkeypatch.setattr(environment, "__file__", str(package / "train" / "environment.py"))
+    for name in ("_code", "_checkout"):
+        monkeypatch.setattr(environment, name, getattr(environment, name).__wrapped__)
     return package
 
 

@@ -153,6 +153,10 @@ def _instantiate(content: Mapping[str, Any], settings_type: type[Any]) -> Any:
         part: {key: check_value(f"{part}.{key}", hints[part][key], value) for key, value in values.items()}
         for part, values in content.items()
     }
+    # The file of a run has all settings, and to parse one takes longer than to compare it with its default.
+    content = {
+        part: _without_defaults(values, _PARTS[part]) if part in _PARTS else values for part, values in content.items()
+    }
     # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
     texts: dict[str, str] = {}
     rest = {part: _without_texts(part, values, hints[part], texts) for part, values in content.items()}
@@ -259,6 +263,24 @@ def _check_fields(
         nested = [t for t in (hint, *typing.get_args(hint)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
         if nested and isinstance(value, Mapping):
             _check_fields(value, nested[0], f"{name}.{key}", where)
+
+
+def _without_defaults(values: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """Leave out settings at the defaults of their dataclass; groups included."""
+    hints, rest = field_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        if field.name not in values:
+            continue
+        value, hint = values[field.name], hints[field.name]
+        if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            value = _without_defaults(value, hint)
+            if not value and field.default_factory is hint:
+                continue
+        # By what is written: 1, 1.0 and True are equal.
+        elif field.default is not dataclasses.MISSING and repr(value) == repr(field.default):
+            continue
+        rest[field.name] = value
+    return rest
 
 
 def _without_texts(name: str, values: Mapping[str, Any], hints: Mapping[str, Any], texts: dict[str, str]) -> Any:

@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError
 from vitrail.figures.picture import Picture, finish_picture
 from vitrail.figures.tables import escaped
 from vitrail.files import write_text
-from vitrail.models.modality import Modality, reword
+from vitrail.models.modality import IMAGE, Modality, reword
 from vitrail.report.brief import Answer, brief_markdown
 from vitrail.report.evaluated import Section
 from vitrail.report.glossary import terms_in
@@ -80,7 +80,8 @@ def write_page(
         return reword(text, *inputs, names=names)
 
     brief = [Answer(name_inputs(answer.question), list(map(name_inputs, answer.lines))) for answer in brief]
-    sections = [_reworded(section, name_inputs) for section in sections]
+    if not set(inputs) <= {IMAGE}:  # to find all texts of figures takes a while
+        sections = [_reworded(section, name_inputs) for section in sections]
     finished: dict[int, list[Picture]] = {}
     for section in sections:
         finished[id(section)] = [finish_picture(p, figure, beside(out, "figures")) for p, figure in section.shown]

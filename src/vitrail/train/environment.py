@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -21,6 +22,8 @@ from vitrail.machine import cores, processor
 
 _PACKAGES = ("torch", "lightning", "torchmetrics", "kornia", "numpy", "scikit-learn", "safetensors", "pillow")
 
+_version = functools.cache(importlib.metadata.version)
+
 
 def describe_environment(seed: int) -> dict[str, Any]:
     """Collect the content of environment.json."""
@@ -30,7 +33,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "code": _code(),
         **_checkout(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "processor": processor(),
         "cores": cores(),
