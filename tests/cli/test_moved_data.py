@@ -119,7 +119,7 @@ def test_other_verbs_take_the_new_place(trained, moved, capsys):
     tables = [pd.read_csv(moved / f"f_{p.name}" / "coordinates.csv") for p in (trained, moved)]
     assert np.allclose(tables[0][["x", "y"]], tables[1][["x", "y"]], atol=1e-4)
     assert tables[0]["class"].tolist() == tables[1]["class"].tolist()
-    _do(capsys, "report", run, *other, "--without", "explanations")
+    _do(capsys, "report", run, *other, "--without", "explanations", "mistakes")
     assert "Not drawn" not in (run / "report.md").read_text()
     # Evaluated there, the report finds them there by itself.
     _do(capsys, "evaluate", run, *other, *QUICK)

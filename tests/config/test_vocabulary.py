@@ -53,11 +53,11 @@ def test_nothing_is_suggested_where_nothing_is_near(capsys):
     assert "unknown setting '--model.zzz' (`" in capsys.readouterr().err
 
 
-@pytest.mark.slow_cases("drop_path-hvt")
 @pytest.mark.parametrize("family", [n for n, f in list_families().items() if issubclass(f.config, LayerSettings)])
 @pytest.mark.parametrize(
     "name", ["drop_rate", "dropout", "attn_drop_rate", "heads", "classes", "channels", "drop_path"]
 )
+@pytest.mark.fast_cases("dropout-maxvit", "heads-maxvit", "heads-swin3d")
 def test_settings_of_a_model(family, name):
     known = list_families()[family].settings
     if name in known:

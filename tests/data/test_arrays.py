@@ -35,6 +35,7 @@ def check_patches(data, cube, plane, side):
 
 
 @pytest.mark.parametrize("layout", ["HWC", "CHW", "pixels", "pixels.T", "mat", "mat pixels"])
+@pytest.mark.fast_cases("pixels", "mat", "mat pixels")
 def test_every_layout_of_a_scene_gives_the_same_patches(tmp_path, scene, layout):
     cube, plane = scene
     settings = {"bands__names": tuple("abcdef"), "arrays__grid": None}

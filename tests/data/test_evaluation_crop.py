@@ -35,9 +35,9 @@ def _config(source, folder, **settings):
     return data_config(source=source, batch_size=4, **settings)
 
 
-@pytest.mark.slow_cases("0.7-size1-folder", "0.875-size0-folder", "0.875-size0-parquet")
 @pytest.mark.parametrize("source", ["folder", "parquet", "arrays", "digits", "synthetic_leaves"])
 @pytest.mark.parametrize(("crop_pct", "size"), [(0.875, (16, 16)), (0.7, (13, 18))])
+@pytest.mark.fast_cases("0.875-size0-digits", "0.7-size1-parquet", "0.7-size1-arrays", "0.7-size1-synthetic_leaves")
 def test_evaluation_sees_the_centre_and_training_all(tmp_path, source, crop_pct, size):
     config = _config(source, tmp_path, images__crop_pct=crop_pct, loader__num_workers=0)
     data = open_data(config, size)

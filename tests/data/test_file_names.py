@@ -72,6 +72,7 @@ def test_each_family_is_found_and_kept_together_by_the_proposed_group(kind, suff
     ],
     ids=lambda names: names[1],
 )
+@pytest.mark.fast_cases("benign (2)", "scan_0_1")
 def test_plain_numbering_is_no_family(names):
     keys = [f"{label}/{name}.jpg" for label in "ab" for name in names]
     assert not find_families(keys)
@@ -154,6 +155,7 @@ def test_marks_of_photo_tools_and_public_sets(marks):
 
 @pytest.mark.parametrize("before", ["flip_", "rotated_", "crop_1_", "rot_"])
 @pytest.mark.parametrize("stem", ["leaf{}", "{}"])
+@pytest.mark.fast_cases("{}-flip_", "{}-rot_")
 def test_words_before_a_name_are_marks_where_the_name_is_there(before, stem):
     keys = [f"a/{mark}{stem.format(i)}.jpg" for i in range(8) for mark in ("", before)]
     found = find_families(keys)

@@ -86,6 +86,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_from_training_to_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--model.name", "vivit", "--data.source", "moving_digits", "--run.dir", "run", *TINY]) == 0

@@ -93,6 +93,7 @@ TYPES = [pa.int8(), pa.uint64(), pa.bool_(), pa.float32(), pa.string(), pa.dicti
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 @pytest.mark.parametrize("names", [None, ("cat", "dog")])
+@pytest.mark.fast_cases("None-float", "names1-int8", "names1-dictionary<values=string, indices=int32, ordered=0>")
 def test_the_type_of_labels_does_not_change_the_classes(tmp_path, kind, names):
     numbers = [i % 2 for i in range(24)]
     texts = pa.types.is_string(kind) or pa.types.is_dictionary(kind)

@@ -1,5 +1,6 @@
 """Tables as other programs and data sets write them: columns, separators, headers, encodings, names of files, lists."""
 
+import itertools
 import unicodedata
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.settings import data_config
+from tests.tiers import in_turn
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
@@ -41,11 +43,12 @@ def labels_of(source):
 WANTED = {f"i{i}.png": str(i % 3) for i in range(12)}
 
 
-@pytest.mark.parametrize("mark", [",", ";", "\t", "|", " ", "   ", " \t"])
-@pytest.mark.parametrize("header", [True, False])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_separator_header_and_encoding_are_found(images, mark, header, end, encoding):
+FORMS = itertools.product([True, False], ["\n", "\r\n"], ["utf-8", "utf-8-sig", "utf-16"])
+
+
+@pytest.mark.parametrize(("mark", "form"), in_turn([",", ";", "\t", "|", " ", "   ", " \t"], FORMS))
+def test_separator_header_and_encoding_are_found(images, mark, form):
+    header, end, encoding = form
     rows = [
         f"i{i}.png{mark}{30 + i},5{mark}{i % 3}" if mark != "," else f'i{i}.png,"{30 + i},5",{i % 3}' for i in range(12)
     ]

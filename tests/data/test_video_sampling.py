@@ -52,6 +52,7 @@ def _numbers(clips):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("count", "start", "end"), [(1, 0.0, 3.0), (4, 2.0, 3.5), (16, 1.0, 60.0)])
+@pytest.mark.fast_cases("1-0.0-3.0-0", "16-1.0-60.0-4")
 def test_random_clips_lie_inside_of_their_part(seed, count, start, end):
     rate = 1.2 * count / (end - start)
     times = clip_times(count, start, end, rate, random_position(count, rate, seed))

@@ -100,6 +100,7 @@ def test_a_file_is_counted_once_for_all_of_its_clips(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rate", [5.0, 12.5, 25.0, 60.0])
 @pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.fast_cases("1-12.5", "8-60.0")
 def test_frames_are_chosen_by_time(rate, count):
     """Files of any frame rate show the same moments."""
     times = tuple(i / rate for i in range(round(4 * rate)))

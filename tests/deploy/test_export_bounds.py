@@ -22,6 +22,7 @@ from vitrail.errors import ConfigError
 
 @pytest.mark.parametrize(("n", "misses"), [(1, 0), (179, 0), (299, 0), (300, 7), (50, 49), (1000, 500)])
 @pytest.mark.parametrize("level", [0.95, 0.9])
+@pytest.mark.fast_cases("0.95-1-0", "0.9-1000-500")
 def test_agreement_bound_is_the_exact_interval_of_scipy(n, misses, level):
     exact = binomtest(n - misses, n, alternative="greater").proportion_ci(level, method="exact")
     assert agreement_bound(n, misses, level) == pytest.approx(exact.low, abs=1e-9)

@@ -159,6 +159,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.fast_cases("classes", "resize")
 def test_an_edited_record_is_refused(written, edit, capsys):
     edited = record(written)
     EDITS[edit](edited)

@@ -43,6 +43,11 @@ def _choices(name, setting):
 
 
 @pytest.mark.parametrize(("setting", "values", "families"), _rows(), ids=lambda cell: "-".join([*cell]))
+@pytest.mark.fast_cases(
+    "q-k-_-n-o-r-m--vit-swin-maxvit-hvt-vivit-swin3d",
+    "c-l-a-s-s-_-t-o-k-e-n--vit-vivit",
+    "p-o-s-_-e-m-b-e-d-learned+relative-sincos2d+relative-swin",
+)
 def test_families_of_a_setting(setting, values, families):
     having = [name for name, family in FAMILIES.items() if setting in family.settings]
     assert set(families) == {name for name in having if not values or set(values) <= _choices(name, setting)}

@@ -224,6 +224,18 @@ def test_without_classes_no_score_is_made_up(measured):
 
 @pytest.mark.parametrize("name", ["vit token", "vit learner", "swin", "maxvit", "hvt two streams"])
 @pytest.mark.parametrize("method", ["rollout", "gradient_rollout", "attribution", "attention", "tokens"])
+@pytest.mark.fast_cases(
+    "rollout-vit token",
+    "rollout-swin",
+    "gradient_rollout-hvt two streams",
+    "attribution-vit learner",
+    "attribution-swin",
+    "attribution-maxvit",
+    "attention-vit learner",
+    "attention-swin",
+    "attention-hvt two streams",
+    "tokens-vit learner",
+)
 def test_maps_of_odd_images_are_those_of_the_image_with_its_padding(name, method):
     """The last tokens reach beyond an odd image: its map is the part of theirs that it covers, and not stretched."""
     model = tiny_model(name)

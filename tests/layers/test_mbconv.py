@@ -80,10 +80,10 @@ def mbconv_slowly(m, x):
     return shortcut + y
 
 
-@pytest.mark.slow_cases("tf-1-0", "tf-2-0", "torchvision-1-0")
 @pytest.mark.parametrize("seed", fast_first(range(6), 2))
 @pytest.mark.parametrize("stride", [1, 2])
 @FLAVOURS
+@pytest.mark.fast_cases("tf-2-1", "torchvision-2-0")
 def test_mbconv_is_its_definition(seed, stride, flavour, monkeypatch):
     rng = random.Random(seed)
     dim = 4 * rng.randint(1, 3)
@@ -161,10 +161,10 @@ NORM_CHANGES = {
 }
 
 
-@pytest.mark.slow_cases("tf-stem-in training", "tf-stem-without statistics, in training")
 @pytest.mark.parametrize("change", NORM_CHANGES.values(), ids=NORM_CHANGES)
 @pytest.mark.parametrize("layer", fast_first(["stem", "stride 1", "stride 2"], 1))
 @FLAVOURS
+@pytest.mark.fast_cases("tf-stem-without statistics", "torchvision-stem-without scale")
 def test_each_norm_follows_its_own_mode(layer, change, flavour, monkeypatch):
     rng = random.Random(f"{layer}{flavour}")
     for limit in (1 << 24, 400):

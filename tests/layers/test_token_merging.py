@@ -73,9 +73,9 @@ def by_pairs(model, image, merges):
     return model.norm(x[source]), mixing[source]
 
 
-@pytest.mark.slow_cases("1-2-odd grid")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("r", "images"), [(1, 2), (3, 3), (5, 1), (100, 2), ([0, 4, 2], 2)])
+@pytest.mark.fast_cases("5-1-registers, mean", "5-1-distilled", "r4-2-odd grid")
 def test_merging_equals_loops_over_pairs(case, r, images):
     model = build(seed=images, **CASES[case])
     merged = vitrail.merge_tokens(model, r)

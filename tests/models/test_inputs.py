@@ -98,6 +98,12 @@ OTHER_TYPES = [torch.uint8, torch.int64, torch.bool, torch.float16, torch.float6
 
 @pytest.mark.parametrize("gradients", fast_first([False, True], 1))
 @pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
+@pytest.mark.fast_cases(
+    "maxvit-torch.uint8-False",
+    "swin-torch.int64-False",
+    "vit with TokenLearner 1.0 and fuser-torch.complex64-False",
+    "hvt, streams side by side-torch.int64-False",
+)
 def test_images_of_another_type_are_refused(model, dtype, gradients):
     inputs = _inputs(model, 2)
     for number in range(len(inputs)):

@@ -183,6 +183,14 @@ def test_without_positions_attention_does_not_see_the_order(name, kind):
         ({"pos_embed": "rotary"}, "pos_embed must be"),
     ],
 )
+@pytest.mark.fast_cases(
+    "settings0-drop_rate must be at least 0 and below 1, got 1.0-hvt",
+    "settings2-act_layer must be one of .*gelu-vit",
+    "settings4-norm_layer must be one of layernorm, rmsnorm, simplenorm; got 'batchnorm'-hvt",
+    "settings5-mlp_layer must be one of mlp, swiglu; got 'moe'-maxvit",
+    "settings6-init_values must be above 0, or null for no layer scale, got 0.0-swin",
+    "settings7-pos_embed must be-hvt",
+)
 def test_wrong_values_are_refused(name, settings, message):
     with pytest.raises(ConfigError, match=message):
         _build(name, **settings)

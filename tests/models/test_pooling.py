@@ -51,6 +51,7 @@ def tokens_of(features, model):
 
 
 @pytest.mark.parametrize("grow", [0, 7])
+@pytest.mark.fast_cases("vit-0", "swin-0", "swin-7", "maxvit-7", "hvt-7")
 def test_attention_pooling_by_hand(case, grow):
     model = build(case, global_pool="map").eval()
     inputs, pool = inputs_of(model, grow), model.attn_pool
@@ -75,8 +76,14 @@ def test_attention_pooling_by_hand(case, grow):
             torch.testing.assert_close(model(*inputs), model.head(pooled), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow_cases("swin-avg")
 @pytest.mark.parametrize("pool", get_args(Pool))
+@pytest.mark.fast_cases(
+    "vit without class token-avg",
+    "vit without class token-map",
+    "swin-",
+    "maxvit without hidden layer-map",
+    "hvt of one stream-avgmax",
+)
 def test_every_pooling_trains(case, pool):
     model = build(case, global_pool=pool)
     model(*inputs_of(model)).square().sum().backward()

@@ -40,8 +40,10 @@ def test_every_golden_file_is_tried():
     assert {p.stem for p in FOLDER.glob("*.safetensors") if p.stem.split("_")[0] in tried} == set(GOLDEN)
 
 
-@pytest.mark.slow_cases("maxvit_torchvision")
 @pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.fast_cases(
+    "vit_timm_gap", "vit_hf", "swin_microsoft", "maxvit_timm_tf", "hvt_rgb", "hvt_dual_dfca", "token_learner_v11"
+)
 def test_golden_files(name):
     golden = read_golden(name)
     facts = recognise(unwrap(golden.state, name), name)

@@ -38,8 +38,8 @@ POOLS = {
 }
 
 
-@pytest.mark.slow_cases("hvt-avg", "hvt-max", "maxvit-avg", "maxvit-max", "swin-avg")
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.fast_cases("hvt-avgmax", "maxvit-avgmax", "swin-max", "vit-avg", "vit, patches dropped-avg")
 def test_pooling_by_hand(case, pool):
     model = build(case, global_pool=pool).eval()
     inputs = inputs_of(model)
@@ -117,6 +117,12 @@ def test_intermediates_have_timms_forms(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{"stop_early": True}, {"intermediates_only": True}], ids=str)
+@pytest.mark.fast_cases(
+    "maxvit-{'stop_early': True}",
+    "swin-{'intermediates_only': True}",
+    "vit with fuser-{'stop_early': True}",
+    "hvt, streams side by side-{'intermediates_only': True}",
+)
 def test_early_stops_run_no_later_block(model, options):
     inputs = inputs_of(model)
     for info in model.feature_info[1:]:

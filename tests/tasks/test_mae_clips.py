@@ -40,6 +40,7 @@ def _tubelets(x, size):
 @pytest.mark.parametrize(
     ("grid", "ratio", "masked"), [((8, 14, 14), 0.9, 177), ((3, 3, 5), 0.6, 9), ((1, 2, 3), 0.5, 3)]
 )
+@pytest.mark.fast_cases("grid0-0.9-177-2", "grid2-0.5-3-2")
 def test_tubes_mask_the_same_place_at_all_times(seed, grid, ratio, masked):
     torch.manual_seed(seed)
     masks = tube_masks(50, grid, ratio)

@@ -127,9 +127,9 @@ def test_a_new_head_needs_a_model_with_one():
 BANDS = {"vit": "in_chans", "swin": "in_chans", "maxvit": "in_chans", "hvt": "in_chans"}
 
 
-@pytest.mark.slow_cases("3-1-maxvit", "3-7-maxvit")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("old", "new"), fast_first([(3, 7), (3, 1), (6, 3), (1, 4), (3, 2)], 2))
+@pytest.mark.fast_cases("3-7-hvt", "3-7-swin", "3-7-vit")
 def test_bands_by_a_stated_rule(family, old, new):
     model, other = build(family, 1, in_chans=old), build(family, 2, in_chans=new)
     before = snapshot(other)

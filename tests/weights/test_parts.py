@@ -109,7 +109,6 @@ def test_distilled_weights_are_recognised_as_distilled(layout):
 # -- refused ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_cases("-blocks.0.gamma_1-shape3-init_values=1e-05")
 @pytest.mark.parametrize(
     ("key", "shape", "setting"),
     [
@@ -122,6 +121,12 @@ def test_distilled_weights_are_recognised_as_distilled(layout):
     ],
 )
 @pytest.mark.parametrize("wrapper", ["", "teacher."])
+@pytest.mark.fast_cases(
+    "-reg_token-shape0-reg_tokens=4",
+    "-blocks.0.ls1.gamma-shape2-init_values=1e-05",
+    "-blocks.0.attn.q_norm.weight-shape4-qk_norm=true",
+    "teacher.-register_tokens-shape1-reg_tokens=4, no_embed_class=true",
+)
 def test_other_architectures_are_refused_with_the_settings_of_theirs(key, shape, setting, wrapper):
     model = build("vit", 2)
     before = snapshot(model)

@@ -107,6 +107,7 @@ def test_all_frames_are_mixed_alike(changes):
         ("supper", False, False),
     ],
 )
+@pytest.mark.fast_cases("left-True-False", "supper-False-False")
 def test_words_of_directions(name, horizontal, vertical):
     assert bool(classes_with_directions("flip_horizontal", [name])) == horizontal
     assert bool(classes_with_directions("flip_vertical", [name])) == vertical

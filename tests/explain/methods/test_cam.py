@@ -96,16 +96,10 @@ def test_equal_the_definitions_by_another_graph(name):
             assert torch.allclose(got.tokens, expected, rtol=1e-4, atol=1e-6 + 1e-4 * float(expected.max())), method
 
 
-@pytest.mark.slow_cases(
-    "hvt two streams-gradcam",
-    "hvt two streams-gradcam++",
-    "maxvit-gradcam",
-    "maxvit-gradcam++",
-    "maxvit-layercam",
-    "vit fuser-gradcam",
-    "vit fuser-gradcam++",
-)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.fast_cases(
+    "vit mean-gradcam", "vit fuser-layercam", "swin-gradcam++", "maxvit-eigencam", "hvt two streams-layercam"
+)
 def test_every_family_gets_maps_of_its_inputs_size(name, method):
     model = tiny_model(name)
     inputs = tiny_inputs(model)

@@ -54,9 +54,9 @@ def _spread(step):
     return matrix, None
 
 
-@pytest.mark.slow_cases("hvt two streams-0", "maxvit-0", "maxvit-1")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast_cases("vit-0", "swin-0", "swin-1", "hvt-1", "hvt two streams-1")
 def test_maps_are_rows_of_the_whole_matrix(family, seed):
     rng, model, inputs, steps = _case(family, seed)
     for number, step in enumerate(steps):
@@ -84,9 +84,9 @@ def test_maps_are_rows_of_the_whole_matrix(family, seed):
             assert torch.allclose(asked.maps.flatten(2), first, atol=1e-6)
 
 
-@pytest.mark.slow_cases("maxvit-1")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast_cases("vit-0", "swin-0", "maxvit-0", "hvt-1", "hvt two streams-0", "hvt two streams-1")
 def test_distances_are_those_of_all_pairs(family, seed):
     _, model, inputs, steps = _case(family, seed)
     steps = [step for step in steps if step.layout.kind != "cross"]

@@ -44,6 +44,9 @@ def _read_pixels(model, size, row, column):
 
 @pytest.mark.parametrize("settings", PATCHES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.fast_cases(
+    "size0-{'patch_stride': (2, 6), 'patch_padding': (1, 3)}", "size1-{'stem': 'resnet', 'stem_width': 8}"
+)
 def test_tiles_are_central_in_what_their_tokens_read(settings, size):
     model = _build(**settings)
     (height, width), (top, left) = first_tiles(model, "image")
@@ -53,10 +56,16 @@ def test_tiles_are_central_in_what_their_tokens_read(settings, size):
         assert begin + end == 2 * (left + column * width) + width - 1
 
 
-@pytest.mark.slow_cases("attention-size1-{'patch_padding': 2}")
 @pytest.mark.parametrize("settings", PATCHES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["rollout", "attribution", "gradcam", "attention", "tokens"])
+@pytest.mark.fast_cases(
+    "rollout-size0-{'patch_stride': (2, 6), 'patch_padding': (1, 3)}",
+    "attribution-size1-{'stem': 'resnet', 'stem_width': 8}",
+    "gradcam-size0-{'patch_stride': (2, 6), 'patch_padding': (1, 3)}",
+    "attention-size0-{'patch_stride': 4}",
+    "tokens-size0-{'patch_stride': (2, 6), 'patch_padding': (1, 3)}",
+)
 def test_maps_interpolate_between_the_centres_of_patches(settings, size, method):
     learner = {"token_learner": {"num_tokens": 4, "layer": 0, "fuse": True}} if method == "tokens" else {}
     model, x = _build(**settings, **learner), torch.randn(2, 3, *size)

@@ -202,6 +202,7 @@ def _dissect(name, extra=(0, 0), **settings):
 
 @pytest.mark.parametrize("name", ["vit", "swin", "maxvit", "hvt"])
 @pytest.mark.parametrize("extra", [(0, 0), (3, 11)])
+@pytest.mark.fast_cases("extra0-vit", "extra0-swin", "extra1-swin", "extra1-maxvit", "extra1-hvt")
 def test_every_family(name, extra):
     model, inputs, anatomy = _dissect(name, extra)
     with torch.no_grad():

@@ -38,9 +38,9 @@ def test_entropies_are_those_of_all_queries(family, seed):
         assert entropy.uniform == pytest.approx(float(keys.log().mean()), abs=1e-5)
 
 
-@pytest.mark.slow_cases("hvt two streams-0", "hvt two streams-1", "maxvit-0", "maxvit-1", "swin-1")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.fast_cases("vit-0", "swin-0", "hvt-1")
 def test_targets_are_those_of_all_pairs(family, seed):
     _, model, inputs, steps = _case(family, seed)
     steps = [step for step in steps if step.layout.kind != "cross"]

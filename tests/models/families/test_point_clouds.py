@@ -169,9 +169,18 @@ def test_the_order_of_points_changes_nothing(name):
             assert relative_error(model.forward_features(points[:, order]), features[:, order]) < 1e-10
 
 
-@pytest.mark.slow_cases("vn_pointnet max-False", "vn_pointnet max-True")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("case", [*INVARIANT, "pointnet", "dgcnn"])
+@pytest.mark.fast_cases(
+    "vnt-True",
+    "vn_pointnet-True",
+    "vn_dgcnn max-False",
+    "vn_transformer-False",
+    "vn_transformer latents-False",
+    "vnt without cross-False",
+    "pointnet-False",
+    "dgcnn-False",
+)
 def test_points_without_coordinates_change_nothing(case, training):
     points = torch.randn(3, 24, 3, dtype=torch.float64)
     padded = torch.cat([points, torch.full((3, 5, 3), float("nan"), dtype=torch.float64)], dim=1)

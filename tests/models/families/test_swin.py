@@ -83,7 +83,6 @@ def test_former_names_of_hugging_face():
     assert relative_error(run(model, golden), golden.outputs["logits"]) < 1e-5
 
 
-@pytest.mark.slow_cases("swin_base_patch4_window12_384-87903584")
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -95,6 +94,7 @@ def test_former_names_of_hugging_face():
         ("swin_large_patch4_window12_384", 196_735_516),
     ],
 )
+@pytest.mark.fast_cases("swin_base_patch4_window7_224-87768224", "swin_large_patch4_window12_384-196735516")
 def test_parameter_counts(name, parameters):
     with torch.device("meta"):
         model = vitrail.create_model(name)

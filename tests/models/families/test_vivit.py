@@ -249,6 +249,18 @@ def test_parameters_by_a_closed_form(model, dim, depth, tubelet, later, token):
 @pytest.mark.parametrize(
     ("kind", "size"), in_turn(KINDS, [(8, 32, 32), (4, 32, 48), (11, 35, 26), (16, 24, 64)]), ids=str
 )
+@pytest.mark.fast_cases(
+    "encoder_gap-(16, 24, 64)",
+    "slices-(8, 32, 32)",
+    "self_attention-(4, 32, 48)",
+    "divided-(11, 35, 26)",
+    "dot_product-(16, 24, 64)",
+    "learned-(8, 32, 32)",
+    "learned_fused-(4, 32, 48)",
+    "encoder_fused-(16, 24, 64)",
+    "uniform-(8, 32, 32)",
+    "videomae-(4, 32, 48)",
+)
 def test_any_length_and_size(kind, size):
     model = _random(_build(**KINDS[kind])).train()
     clips = torch.randn(2, 3, *size)
