@@ -267,19 +267,18 @@ def _check_fields(
 
 def _without_defaults(values: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
     """Leave out settings at the defaults of their dataclass; groups included."""
-    hints, rest = field_hints(kind), {}
-    for field in dataclasses.fields(kind):
-        if field.name not in values:
-            continue
-        value, hint = values[field.name], hints[field.name]
+    hints = field_hints(kind)
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(kind)}
+    rest: dict[str, Any] = {}
+    for key, value in values.items():
+        hint = hints[key]
         if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            value = _without_defaults(value, hint)
-            if not value and field.default_factory is hint:
-                continue
-        # By what is written: 1, 1.0 and True are equal.
-        elif field.default is not dataclasses.MISSING and repr(value) == repr(field.default):
-            continue
-        rest[field.name] = value
+            of_group = _without_defaults(value, hint)
+            if of_group:
+                rest[key] = of_group
+        # As they are written: 1, 1.0 and True are equal.
+        elif repr(value) != repr(defaults[key]):
+            rest[key] = value
     return rest
 
 
