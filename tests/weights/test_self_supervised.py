@@ -137,8 +137,21 @@ KINDS = {
     "dinov2 registers": ({"scale": True, "registers": 4}, DINOV2 | REGISTERS),
     "dinov2 giant registers": ({"scale": True, "gated": True, "registers": 4}, DINOV2 | GATED | REGISTERS),
 }
+
+
+def chunked(state, size):
+    """Rename blocks as DINOv2 does with ``block_chunks``: chunks are padded, so that blocks keep their index."""
+
+    def rename(key):
+        head, _, rest = key.partition(".")
+        return f"blocks.{int(rest.split('.')[0]) // size}.{rest}" if head == "blocks" else key
+
+    return {rename(key): value for key, value in state.items()}
+
+
 WRITERS = {
     "authors": lambda state: state,
+    "authors, chunked": lambda state: chunked(state, max(1, sum("norm1.bias" in key for key in state) // 2)),
     "transformers": to_transformers,
     "transformers, classifier": lambda state: {
         f"dinov2{'_with_registers' if 'register_tokens' in state else ''}.{key}": value
@@ -169,7 +182,7 @@ def test_settings_are_recognised(kind, writer):
     options, settings = KINDS[kind]
     state = WRITERS[writer](encoder(192, 12, 14, 16, **options, make=torch.zeros))
     facts = recognise(unwrap(state, "it"), "it")
-    assert (facts.family, facts.source) == ("vit", "timm" if writer == "authors" else "huggingface")
+    assert (facts.family, facts.source) == ("vit", "timm" if "authors" in writer else "huggingface")
     assert facts.fits, facts.problem
     found = facts.fits[0].settings
     assert {key: found.get(key) for key in settings} == settings
@@ -193,6 +206,25 @@ def test_the_teacher_of_a_training_checkpoint_of_dino_is_loaded():
     model = vitrail.create_model("vit", **SMALL, num_classes=0)
     vitrail.load_weights(model, checkpoint)
     assert all(torch.equal(value, teacher[key]) for key, value in model.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_the_teacher_of_a_training_checkpoint_of_dinov2_is_loaded(size):
+    teacher = encoder(depth=6, scale=True)
+    head = {f"dino_head.{key}": value for key, value in dino_head().items()}
+    backbone = {f"backbone.{key}": value for key, value in chunked(teacher, size).items()}
+    model = vitrail.create_model("vit", **(SMALL | {"depth": 6}), **DINOV2, num_classes=0)
+    vitrail.load_weights(model, {"teacher": backbone | head})
+    assert all(torch.equal(value, teacher[key]) for key, value in model.state_dict().items())
+
+
+def test_chunks_of_equal_indices_are_refused():
+    state = chunked(encoder(), 1)
+    state = {key.replace("blocks.1.1.", "blocks.1.0."): value for key, value in state.items()}
+    model = vitrail.create_model("vit", **SMALL, num_classes=0)
+    with pytest.raises(WeightsError, match=r"blocks\.0\.norm1\.weight twice"):
+        vitrail.load_weights(model, state)
 
 
 @torch.no_grad()

@@ -63,6 +63,10 @@ class EvaluationFiles:
         return {name: getattr(self, name) for name in names}
 
 
+def _modality(card: Mapping[str, Any]) -> Modality:
+    return MODALITIES.get(next(iter(card.get("streams") or {}), IMAGE.name), IMAGE)
+
+
 class RunFolder:
     """A run on disk. Files are written atomically.
 
@@ -108,18 +112,24 @@ class RunFolder:
     @property
     def modality(self) -> Modality:
         """Kind of its inputs; images where it has no model yet."""
-        streams = self.read_json(self.card).get("streams") if self.card.is_file() else None
-        return MODALITIES.get(next(iter(streams or {}), IMAGE.name), IMAGE)
+        return _modality(self._read_card())
 
     @property
     def own_names(self) -> tuple[str, ...]:
         """Its name, its path and its classes: what texts about it quote."""
-        classes = self.read_json(self.card).get("classes") if self.card.is_file() else None
-        return self.name, str(self), *(classes or ())
+        return self._names(self._read_card())
 
     def reword(self, text: str) -> str:
         """Name its inputs by what they are in a text that speaks of images."""
-        return reword(text, self.modality, names=self.own_names)
+        card = self._read_card()
+        return reword(text, _modality(card), names=self._names(card))
+
+    def _read_card(self) -> dict[str, Any]:
+        """Read the card; nothing where it has no model yet."""
+        return self.read_json(self.card) if self.card.is_file() else {}
+
+    def _names(self, card: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.name, str(self), *(card.get("classes") or ())
 
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool = False) -> RunFolder:

@@ -69,6 +69,8 @@ _REGISTERS: tuple[Rule, ...] = (
 )
 
 TIMM_RULES: tuple[Rule, ...] = (
+    # DINOv2 trains large models in chunks of blocks, which keep their index in the whole model.
+    Rename(r"blocks\.\d+\.(\d+)\.(.*)", r"blocks.\1.\2"),
     *_REGISTERS,
     *_LAYER_SCALE,
     *_GATED,

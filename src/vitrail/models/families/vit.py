@@ -623,7 +623,7 @@ class ViT(VisionModel):
         return {**super().read_settings(state), **names}
 
     key_maps = (
-        KeyMap("timm", (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"), TIMM_RULES),
+        KeyMap("timm", (r"patch_embed\.proj\.weight", r"blocks\.(0\.)?0\.attn\.qkv\.weight"), TIMM_RULES),
         KeyMap(
             "huggingface",
             (

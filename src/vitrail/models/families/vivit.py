@@ -616,7 +616,7 @@ class ViViT(VisionModel):
         return found | {"class_token": has_token, "global_pool": "token" if has_token else "avg"}
 
     key_maps = (
-        KeyMap("vitrail", (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"), TIMM_RULES),
+        KeyMap("vitrail", (r"patch_embed\.proj\.weight", r"blocks\.(0\.)?0\.attn\.qkv\.weight"), TIMM_RULES),
         KeyMap(
             "huggingface",
             (r"(\w+\.)?embeddings\.patch_embeddings\.projection\.weight",),
