@@ -154,6 +154,10 @@ def test_an_engine_that_answers_for_other_sizes_is_left_out(wrong, monkeypatch, 
 def test_windows_of_any_size_are_not_converted_to_onnx():
     assert "use openvino" in lacks_any(trained("swin", {}).model, "onnx")
     assert lacks_any(trained("vit", {}).model, "onnx") == ""
+    assert lacks_any(trained("hvt", {}).model, "onnx") == ""
+    assert "use openvino" in lacks_any(
+        trained("hvt", {"attention": 4, "depths": (1,), "num_heads": (2,)}).model, "onnx"
+    )
     assert "use openvino" in lacks_any(trained("vit", {}).model, "inductor")
     assert lacks_any(trained("swin", {}).model, "openvino") == ""
 

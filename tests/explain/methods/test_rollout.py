@@ -9,8 +9,9 @@ import torch
 import vitrail
 from tests.explain.dense import hierarchy_settings, places
 from vitrail.errors import ConfigError
-from vitrail.explain import attention_rollout, capture_attention, token_maps
-from vitrail.explain.methods.relevance import fuse_heads
+from vitrail.explain import attention_rollout, capture_attention, explain, token_maps
+from vitrail.explain.methods.relevance import fuse_heads, relevance_streams
+from vitrail.models.registry import list_families
 
 
 def _dense_rollout(model, x):
@@ -238,6 +239,14 @@ def test_through_a_hierarchy_equals_the_dense_product(family, seed):
     assert torch.allclose(rollout.tokens.flatten(1), expected, atol=1e-5)
     assert torch.allclose(rollout.share, share, atol=1e-5)
     assert rollout.map.shape == (2, *size)
+
+
+@pytest.mark.parametrize("spectral_chans", [0, 3])
+def test_streams_with_relevance_are_those_of_the_model(spectral_chans):
+    settings = {**list_families()["hvt"].test_config, "spectral_chans": spectral_chans}
+    model = vitrail.create_model("hvt", **settings).eval()
+    maps = explain(model, tuple(torch.rand(1, *stream.shape) for stream in model.streams), "rollout")
+    assert list(relevance_streams(model)) == list(maps) == [stream.name for stream in model.streams]
 
 
 def test_a_missing_stream_leaves_its_half_unexplained():

@@ -104,9 +104,12 @@ def propagate(
 def relevance_streams(model: VisionModel) -> Mapping[str, str]:
     """Return the streams whose inputs get relevance, with the prefix of their layers.
 
-    Attributes of points are mixed as the points themselves, and get none of their own.
+    Attributes of points are mixed as the points themselves, and get none of their own. A family names the prefixes of
+    all streams that its models can have.
     """
-    return model.stream_prefixes or {model.streams[0].name: ""}
+    own = {stream.name for stream in model.streams}
+    prefixes = {name: prefix for name, prefix in model.stream_prefixes.items() if name in own}
+    return prefixes or {model.streams[0].name: ""}
 
 
 def _identity_part(row: Tensor, steps: Sequence[CapturedMixing]) -> Tensor:
