@@ -96,6 +96,18 @@ def test_damage_inside_of_a_file_is_of_the_clips_that_it_touches(tmp_path, suffi
     assert all("damaged frames" in why or "can be decoded to" in why for _, why in found.damaged)
 
 
+def test_a_picture_that_cannot_be_read_is_damage_of_its_clip(tmp_path):
+    for number in range(2):
+        _write_frames(tmp_path / "a" / str(number), footage(number, number, frames=5))
+    (tmp_path / "a" / "1" / "3.png").write_bytes(b"no picture")
+    source = VideoSource(data_config(source="videos", path=str(tmp_path)), (4, 16, 16), None)
+    sound, broken = scan_clips(source, [0, 1])
+    assert not sound.fault
+    assert broken.fault.startswith("can be decoded to 0.08 s of 0.20 s (")
+    assert "3.png" in broken.fault
+    assert (len(sound.small), len(broken.small)) == (5, 3)
+
+
 def test_a_gif_that_ends_early_is_damaged(tmp_path):
     pytest.importorskip("av")
     frames = [Image.fromarray((frame * 255).astype(np.uint8)) for frame in footage(0, 0, frames=6)]

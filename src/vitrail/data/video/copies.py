@@ -35,12 +35,12 @@ _PROPOSING, _ALTOGETHER, _LEAST, _PARTNERS = 32, 20_000, 3, 5
 # Orientations of a pair that are tried, frames of a pair that are aligned, and the share of these that must agree.
 _TRIED, _ALIGNED, _AGREEING = 2, 8, 0.75
 # Scale and shift of a frame deviate by so much at most, in sides, from those of the others; mean correlation of detail
-# over frames: 0.87 to 1 of 173 made copies of ultrasound clips, below 0.79 of most similar digits that move alike.
+# over frames: 0.87 to 1 of 123 made copies of ultrasound clips, below 0.79 of most similar digits that move alike.
 _STEADY, _DETAIL = 0.02, 0.85
 # Share of the shorter clip that two clips must have in common.
 _COMMON = 0.5
-# Correlation of what moves, and the mean square of its descriptors (of unit length) from which something moves. Of 175
-# made copies of ultrasound clips 173 are found; of 50 pairs of their halves, and of clips with their reverse, 1 is.
+# Correlation of what moves, and the mean square of its descriptors (of unit length) from which something moves. Of 200
+# made copies of ultrasound clips 198 are found; of 50 pairs of their halves, and of clips with their reverse, 1 is.
 _MOVING, _STILL = 0.8, 1e-3
 
 Floats = npt.NDArray[np.floating]
