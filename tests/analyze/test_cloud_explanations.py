@@ -7,12 +7,11 @@ import pytest
 import torch
 
 import vitrail
-from vitrail.analyze.cloud_explanations import ranks
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError
 from vitrail.evaluate.parts import PointLabels
 from vitrail.explain import explain
-from vitrail.figures.clouds import cloud_picture, interactive_clouds, turntable_figure
+from vitrail.figures.clouds import cloud_picture, interactive_clouds, point_ranks, turntable_figure
 from vitrail.models import list_families
 
 METHODS = ("rollout", "gradient_rollout", "gradcam", "gradcam++", "layercam", "eigencam")
@@ -83,7 +82,7 @@ def test_a_point_that_is_partly_nan_is_refused(model):
 
 def test_ranks():
     values, real = np.array([3.0, 1.0, 9.0, 2.0]), np.array([True, True, False, True])
-    assert ranks(values, real).tolist() == [1.0, 0.0, 0.0, 0.5]
+    assert point_ranks(values, real).tolist() == [1.0, 0.0, 0.0, 0.5]
 
 
 def test_pictures():

@@ -23,7 +23,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["train", *VNT, *SMALL, *PARTS, "--data.points.drop", "0.2"]) == 0
+        drawn = ["--run.explain_images", "2", "--run.explain_method", "gradcam"]
+        assert main(["train", *VNT, *SMALL, *PARTS, "--data.points.drop", "0.2", *drawn]) == 0
         assert main(["evaluate", "run"]) == 0
     return folder / "run"
 
@@ -62,6 +63,17 @@ def test_validation_measures_what_evaluate_does(run, capsys):
     turned = json.loads((run / "evaluation" / "val-so3" / "metrics.json").read_text())
     assert turned["miou"] == pytest.approx(plain["miou"], abs=1e-3)
     assert turned["points"] == plain["points"] == 24 * plain["images"]
+
+
+def test_features_are_means_over_the_points_of_a_cloud(run, capsys):
+    assert (run / "figures" / "explanations" / "epoch_001.png").is_file()
+    out = do(capsys, "features run --layout pca --out spaces").out
+    table = pd.read_csv(run.parent / "spaces" / "features.csv")
+    assert table["dimensions"].tolist() == [8]
+    assert "embedding" in out
+    assert set(pd.read_csv(run.parent / "spaces" / "coordinates.csv")["class"]) == set(CLASSES)
+    do(capsys, "explain run --structure cka --number 6 --out learned")
+    assert (run.parent / "learned" / "cka.csv").is_file()
 
 
 def test_predict(run, capsys):
@@ -144,7 +156,7 @@ def test_an_export_of_reduced_precision_is_refused(capsys, precision):
 
 @pytest.mark.parametrize(
     "words",
-    ["features run", "export run --include ood", "evaluate run --missing", "evaluate run --from-predictions"],
+    ["export run --include ood", "evaluate run --missing", "evaluate run --from-predictions"],
 )
 def test_refused(capsys, words):
     assert main(words.split()) != 0

@@ -11,18 +11,10 @@ import numpy.typing as npt
 
 from vitrail.analyze.explained import Explained, write_values
 from vitrail.figures.cloud_page import PREDICTED, TRUE
-from vitrail.figures.clouds import turntable_figure
+from vitrail.figures.clouds import point_ranks, turntable_figure
 from vitrail.figures.write import write_figure
 
 Array = npt.NDArray[Any]
-
-
-def ranks(values: Array, real: Array) -> Array:
-    """Compute the share of a cloud's points with smaller values, 0 to 1; 0 where there is no point."""
-    result = np.zeros(len(values))
-    own = values[real]
-    result[real] = np.searchsorted(np.sort(own), own) / max(1, len(own) - 1)
-    return result.clip(0, 1)
 
 
 def values_of_points(seen: Explained, cloud: Array) -> dict[str, Array]:
@@ -41,7 +33,7 @@ def values_of_points(seen: Explained, cloud: Array) -> dict[str, Array]:
         found[PREDICTED] = seen.labels.predicted
         if seen.labels.accuracy() is not None and seen.labels.true is not None:
             found[TRUE] = seen.labels.true
-    return found | {method: ranks(seen.values(method), real) for method in seen.explanations}
+    return found | {method: point_ranks(seen.values(method), real) for method in seen.explanations}
 
 
 def write_cloud(

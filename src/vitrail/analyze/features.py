@@ -17,7 +17,7 @@ from vitrail.explain.structure.features import EMBEDDING, layer_features
 from vitrail.extras import import_extra
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import describe_training_images, open_images
-from vitrail.runs.trained import TrainedModel, load_trained, refuse_per_point
+from vitrail.runs.trained import TrainedModel, load_trained
 from vitrail.tasks.representation import knn_predict
 
 Array = npt.NDArray[Any]
@@ -82,7 +82,6 @@ def open_space(
         DataError: Missing images, images without labels, of other bands, or too few.
     """
     trained = load_trained(run)
-    refuse_per_point(trained.card.settings, run, "features")
     card = trained.card
     other = owner is not None and owner.path.resolve() != run.path.resolve()
     opened = open_images(owner if owner is not None and other else run, card, data, own, verb="features")
@@ -100,7 +99,7 @@ def open_space(
     chosen = images.evenly_spaced(split, most)
     if len(chosen) < FEWEST_POINTS:
         raise DataError(f"{split} has {len(chosen)} images; a layout needs at least {FEWEST_POINTS}")
-    stored = not other and layer == EMBEDDING and opened.is_own_split(split)
+    stored = not other and layer == EMBEDDING and opened.is_own_split(split) and not card.per_point
     features = _stored(run, images, split, chosen) if stored else None
     if features is None:
         features = _compute(trained.to(device), images, chosen, layer)

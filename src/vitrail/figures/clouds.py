@@ -67,6 +67,19 @@ def cloud_picture(
     return picture
 
 
+def point_ranks(values: Array, real: Array) -> Array:
+    """Compute the share of a cloud's points with smaller values, 0 to 1; 0 where there is no point.
+
+    Args:
+        values: Shape ``(N,)``.
+        real: Which points there are, shape ``(N,)``.
+    """
+    result = np.zeros(len(values))
+    own = values[real]
+    result[real] = np.searchsorted(np.sort(own), own) / max(1, len(own) - 1)
+    return result.clip(0, 1)
+
+
 def turntable_figure(
     clouds: Sequence[Array],
     values: Sequence[Array] | None,

@@ -30,9 +30,6 @@ from vitrail.weights.load import load_weights
 from vitrail.weights.remedies import RUN
 from vitrail.weights.write import write_weights
 
-# Verbs for runs that label points.
-_TAKE_PARTS = "`vitrail evaluate`, `predict`, `explain`, `report` and `export`"
-
 
 @dataclass(frozen=True)
 class StreamCard:
@@ -284,18 +281,18 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
 
 
 def refuse_per_point(settings: Mapping[str, Any], run: object, what: str) -> None:
-    """Refuse a run that labels points, for what needs a class of each input.
+    """Refuse a run that labels points, for an option that needs a class of each input.
 
     Args:
         settings: Settings of its model.
         run: For the error.
-        what: Verb or option that needs it.
+        what: The option.
 
     Raises:
         RunError: It labels points.
     """
     if settings.get("per_point", False):
-        raise RunError(f"{run} labels points, and {what} takes classes of whole inputs; {_TAKE_PARTS} take such runs")
+        raise RunError(f"{what} measures classes of whole inputs, and {run} labels points; leave it out")
 
 
 def load_classifier(path: str | Path | RunFolder) -> TrainedModel:

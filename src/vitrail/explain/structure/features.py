@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
@@ -21,6 +21,8 @@ def layers_of(model: VisionModel) -> list[str]:
 
 def layer_features(model: VisionModel, inputs: Sequence[Tensor], layer: str = EMBEDDING) -> Tensor:
     """Compute one vector for each image: the embedding, or the mean of a level over its positions.
+
+    Of a model that labels points the embedding is the mean over the points of a cloud.
 
     Args:
         model: The model, in evaluation mode.
@@ -38,9 +40,33 @@ def layer_features(model: VisionModel, inputs: Sequence[Tensor], layer: str = EM
         raise ConfigError(f"no layer {layer!r}; layers: {', '.join(known)}")
     with torch.no_grad():
         if layer == EMBEDDING:
-            return model.forward_head(model.forward_features(*inputs), pre_logits=True).float()
+            return embed(model, model.forward_features(*inputs))
         (level,) = model.forward_intermediates(inputs, indices=[known.index(layer)], intermediates_only=True)
-        return nn.functional.adaptive_avg_pool2d(level.float(), 1).flatten(1)
+        return mean_over_positions(level, inputs)
+
+
+def embed(model: VisionModel, features: Tensor) -> Tensor:
+    """Compute the embedding of each image, ``(B, C)``, from the output of ``forward_features``."""
+    found: Tensor = model.forward_head(features, pre_logits=True).float()
+    # A model that labels points embeds each of them; NaN where a cloud has none.
+    return found if found.ndim == 2 else found.nanmean(dim=1)
+
+
+def mean_over_positions(level: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """Average a level over its positions; of clouds over the points that they have.
+
+    Args:
+        level: Shape ``(B, C, ...)``.
+        inputs: Inputs that it was computed from.
+
+    Returns:
+        Shape ``(B, C)``, float32.
+    """
+    values = level.float().flatten(2)
+    if level.ndim > 3:
+        return values.mean(dim=-1)
+    real = inputs[0].isfinite().all(dim=-1)
+    return torch.where(real[:, None], values, 0.0).sum(dim=-1) / real.sum(dim=-1, keepdim=True)
 
 
 def principal_colors(features: Tensor) -> Tensor:

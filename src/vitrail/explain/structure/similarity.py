@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.explain.structure.features import EMBEDDING
+from vitrail.explain.structure.features import EMBEDDING, embed, mean_over_positions
 from vitrail.models.base import VisionModel
 
 # Fewer images have no covariance.
@@ -79,10 +79,9 @@ def all_features(model: VisionModel, inputs: Sequence[Tensor]) -> dict[str, Tens
     with torch.no_grad():
         features, maps = model.forward_intermediates(inputs)
         vectors = {
-            info.name: level.float().flatten(2).mean(dim=-1)
-            for info, level in zip(model.feature_info, maps, strict=True)
+            info.name: mean_over_positions(level, inputs) for info, level in zip(model.feature_info, maps, strict=True)
         }
-        return {**vectors, EMBEDDING: model.forward_head(features, pre_logits=True).float()}
+        return {**vectors, EMBEDDING: embed(model, features)}
 
 
 def _centred_gram(x: Tensor) -> Tensor:

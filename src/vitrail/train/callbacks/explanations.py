@@ -17,11 +17,12 @@ from typing_extensions import override
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import plural
+from vitrail.explain.capture.prepare import labels_points
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import default_method, get_method
 from vitrail.models.base import VisionModel
-from vitrail.models.modality import MODALITIES
+from vitrail.models.modality import MODALITIES, POINTS
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
 from vitrail.train.callbacks.ema import trained_model
@@ -55,6 +56,7 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> None:
         RunError: The file cannot be written.
     """
     # matplotlib is loaded only by runs that draw.
+    from vitrail.figures.clouds import cloud_picture, point_ranks
     from vitrail.figures.display import as_pictures
     from vitrail.figures.film_strip import flat_maps
     from vitrail.figures.heatmaps import EVEN, Cell, draw_cells, in_even_spreads
@@ -65,6 +67,15 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> None:
     cells: list[list[Cell | None]] = []
     labels = []
     for stream, found in glimpse.explanation.items():
+        if stream == POINTS.name:
+            clouds, maps = (x.detach().float().cpu().numpy() for x in (glimpse.streams[stream], found.map))
+            ranks = [point_ranks(own, np.isfinite(cloud).all(1)) for cloud, own in zip(clouds, maps, strict=True)]
+            cells = [
+                [Cell(cloud_picture(cloud), title=title) for cloud, title in zip(clouds, glimpse.titles, strict=True)],
+                [Cell(cloud_picture(cloud, own)) for cloud, own in zip(clouds, ranks, strict=True)],
+            ]
+            labels = [POINTS.singular, f"{method.name}, by rank"]
+            break
         pictures = as_pictures(glimpse.streams[stream])
         heats = in_even_spreads(flat_maps(found.map.detach().float().cpu()).numpy())
         titles = [""] * len(pictures) if cells else glimpse.titles
@@ -82,8 +93,8 @@ class DrawExplanations(Callback):
     """Draw explanations of the same few images every few epochs and after the last.
 
     The images are the first validation images of each class in turn (training images without augmentation if there is
-    no validation split), explained for their own class. The first process draws; random numbers, gradients and modes of
-    training do not change.
+    no validation split), explained for their own class; where points are labelled, for the part with the most points.
+    The first process draws; random numbers, gradients and modes of training do not change.
 
     Args:
         run: The run folder.
@@ -103,7 +114,8 @@ class DrawExplanations(Callback):
         split = "val" if "val" in data.splits else "train"
         self.batch: Batch = data.batch(data.balanced_sample(split, recipe.run.explain_images))
         self.titles = [data.source.label(i) for i in self.batch["index"].tolist()]
-        self.target = self.batch["target"] if by_class and self.batch["target"].ndim == 1 else None
+        one_class = self.batch["target"].ndim == 1 and not labels_points(task.model)
+        self.target = self.batch["target"] if by_class and one_class else None
         one = {name: value[:1] for name, value in self.batch.items()}
         self._explain(task, task.model, one, None if self.target is None else self.target[:1])
         self._done = self._drawn = 0
