@@ -251,6 +251,7 @@ def test_what_was_stored_of_other_weights_is_not_read(trained, tmp_path, capsys)
     assert tables[0] != pytest.approx(tables[2], abs=1e-5)
 
 
+@pytest.mark.slow_cases("False")
 @pytest.mark.parametrize("second", [False, True])
 def test_inspect_reads_what_a_run_was_trained_on(tmp_path, capsys, second):
     rng = np.random.default_rng(0)

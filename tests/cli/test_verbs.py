@@ -90,6 +90,7 @@ def test_evaluate_writes_what_it_prints(run, capsys):
     assert np.trace(confusion.to_numpy()) == round(metrics["accuracy"] * 16)
 
 
+@pytest.mark.slow
 def test_evaluate_on_other_images(run, tmp_path, capsys):
     other = make_folder(tmp_path / "unseen", splits=(), per_class=3, seed=9)
     assert main(["evaluate", str(run), "--data.source", "folder", "--data.path", str(other)]) == 0

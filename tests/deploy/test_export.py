@@ -263,6 +263,7 @@ def test_an_export_is_explained_by_one_run_a_batch(with_heatmap, run, tmp_path, 
     capsys.readouterr()
 
 
+@pytest.mark.slow_cases("source0")
 @pytest.mark.parametrize("source", [["--data.source", "folder"], ["--data.source=folder"], []])
 def test_an_export_is_evaluated_on_named_images(with_heatmap, run, capsys, source):
     place = [*source, "--data.path", str(run.parent / "pictures")]

@@ -89,7 +89,7 @@ def test_drop_bound_covers_at_every_rate_by_brute_force(n, level):
     assert level - 1e-9 <= worst < level + 0.05  # covers, without waste at the worst rate
 
 
-@pytest.mark.parametrize("rates", fast_first([((0.0101, 0.0),), ((0.03, 0.02),), ((0.012, 0.002),), ((0.11, 0.1),)], 2))
+@pytest.mark.parametrize("rates", fast_first([((0.03, 0.02),), ((0.0101, 0.0),), ((0.012, 0.002),), ((0.11, 0.1),)], 1))
 def test_a_drop_above_the_limit_passes_in_at_most_5_percent(rates):
     n, rng = 500, np.random.default_rng(1)
     counts = rng.multinomial(n, [*rates, 1 - sum(rates)], 1500)[:, :2]

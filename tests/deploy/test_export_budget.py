@@ -107,6 +107,7 @@ def _export(run, out, clock, monkeypatch, seconds, conversions, comparison=1.0, 
 
 
 @pytest.mark.usefixtures("eager_engines")
+@pytest.mark.slow_cases("200-conversions1-1-tested1-left_out1", "0-conversions4-0-tested4-left_out4")
 @pytest.mark.parametrize(
     ("seconds", "conversions", "comparison", "tested", "left_out"),
     [

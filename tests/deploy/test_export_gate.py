@@ -149,6 +149,7 @@ def test_a_label_that_suffers_is_refused_though_no_image_was_correct_in_all(crit
     assert "accuracy drops by 5.0 %" in verdict.reason
 
 
+@pytest.mark.fast_cases("0")
 @pytest.mark.parametrize("seed", range(3))
 def test_agreement_of_all_labels_bounds_the_drop_of_each_and_of_all(seed):
     rng = np.random.default_rng(seed)

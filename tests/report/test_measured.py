@@ -25,14 +25,14 @@ from vitrail.runs.folder import RunFolder
 CLASSES = ["NA", "b", "c"]
 
 
-def _make(place, seed=0, images=80, val=40):
+def _make(place, seed=0, images=80, val=40, classes=CLASSES):
     run = RunFolder(place)
     run.path.mkdir(parents=True)
-    run.write_json(run.card, {"classes": CLASSES})
+    run.write_json(run.card, {"classes": classes})
     rng = np.random.default_rng(seed)
     for name, count in (("val", val), ("test", images)):
-        targets = rng.integers(0, 3, count)
-        logits = rng.normal(size=(count, 3)).astype(np.float32)
+        targets = rng.integers(0, len(classes), count)
+        logits = rng.normal(size=(count, len(classes))).astype(np.float32)
         logits[np.arange(count), targets] += 1
         run.write_predictions(name, range(count), [f"{i}.png" for i in range(count)], targets.tolist(), logits, logits)
     folder, _ = evaluate_saved(run, intervals=Intervals(resamples=100))
@@ -174,3 +174,10 @@ def test_curves_that_were_not_recorded_are_named_and_change_no_colour(tmp_path):
     colours = {line.get_color() for line in figure.axes[0].lines}
     assert {style(1)["color"], style(2)["color"]} <= colours
     assert style(0)["color"] not in colours
+
+
+def test_curves_of_many_classes_are_gray_but_for_the_weakest(tmp_path):
+    made = _make(tmp_path / "r", classes=[f"c{i}" for i in range(9)])
+    ((picture, figure),) = ranking([Subject("r", [made], "run")])[0].shown
+    assert [line.get_color() for line in figure.axes[0].lines].count("#b9c0c7") == 9 - 7
+    assert "The 7 classes of least average precision are named." in picture.caption

@@ -142,6 +142,7 @@ def test_what_cannot_be_pretrained_is_refused(settings, message):
         MAETask(model, statistics(model))
 
 
+@pytest.mark.slow
 def test_it_learns_moving_digits():
     torch.manual_seed(0)
     settings = {"num_frames": 8, "tubelet_size": (2, 6, 6), "in_chans": 1, **MODELS["mean"]}

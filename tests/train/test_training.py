@@ -211,6 +211,7 @@ def test_precision_is_what_was_asked_for_or_refused(tmp_path):
     assert run.read_metrics()["val_loss"].notna().all()
 
 
+@pytest.mark.slow
 def test_more_epochs_can_be_asked_for(tmp_path):
     train(recipe(tmp_path / "x", trainer__max_epochs=1))
     run = train(recipe(tmp_path / "x", trainer__max_epochs=2), resume=True)
@@ -255,6 +256,7 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
     assert batch["target"].shape == batch["index"].shape == (128,)
 
 
+@pytest.mark.slow
 def test_early_stopping(tmp_path):
     run = train(recipe(tmp_path / "x", trainer__max_epochs=30, trainer__early_stopping_patience=1, data__batch_size=400,
                        trainer__learning_rate=0.5, trainer__warmup_epochs=0.0))  # fmt: skip
