@@ -1,6 +1,7 @@
 """Audit of clips: damage to the end of each file, copies and groups across splits, clips without motion."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def test_copies_and_still_clips_are_found_and_nothing_else(spoiled, monkeypatch,
     shown = capsys.readouterr()
     assert "clips without motion" in shown.out
     assert "image" not in shown.out
+    assert re.search(r"classes of fewer than 10 training clips +2  a \(2\), b \(4\)\n", shown.out)
     assert "--data.source videos --data.path groups.csv --data.split grouped" in shown.err
     page = (spoiled / "audit.html").read_text()
     assert "15 clips" in page

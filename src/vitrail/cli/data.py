@@ -35,6 +35,8 @@ WORDS = {
     "split": "how many images of each class each split has; --out writes the split as a table",
     "show": "draw what training will see: images as augmentation changes them, both streams, mixed classes",
 }
+# Training images of a class below which an audit lists it.
+_FEW = 10
 # Between the labels of an image in a table that is written.
 _SEPARATOR = ";"
 
@@ -297,6 +299,9 @@ def _describe(found: Audit, modality: Modality, classes: Sequence[str]) -> str:
         "groups across splits": list(found.shared_groups),
         "images with a constant band": list(dict.fromkeys(name for name, *_ in found.constant)),
         "bands constant everywhere": [band for _, band in found.empty_bands],
+        f"classes of fewer than {_FEW} training images": [
+            f"{name} ({row['train']})" for name, row in found.balance.items() if row.get("train", _FEW) < _FEW
+        ],
         "similar class names": [" = ".join(group) for group in found.similar_classes],
     }
     rows += [(what, str(len(items)), few(items, 2)) for what, items in lists.items()]
