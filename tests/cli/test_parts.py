@@ -91,7 +91,8 @@ def test_predict(run, capsys):
 def test_report(run, capsys):
     do(capsys, "report run --out pages/report.html")
     page = (run.parent / "pages" / "report.md").read_text()
-    for text in ("label points by 10 parts", "Weak parts", "figures/clouds_run.png", "## Efficiency", "IoU, mIoU"):
+    for text in ("label points by 10 parts", "Weak parts", "figures/clouds_run.png", "## Efficiency", "IoU, mIoU",
+                 "figures/explanations_run.png", "by part_rollout and gradcam"):  # fmt: skip
         assert text in page, text
     assert " image" not in page.partition("```yaml")[0]
     assert len(pd.read_csv(run.parent / "pages" / "tables" / "parts.csv")) == 10

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.analyze.cloud_explanations import values_of_points
 from vitrail.analyze.confusion import draw_confusion
 from vitrail.analyze.evaluated import OpenedRuns
+from vitrail.analyze.examples import indices_of
+from vitrail.analyze.explanations import explain_images
 from vitrail.errors import ConfigError, DataError, plural
 from vitrail.evaluate.parts import count_table, draw_parts
 from vitrail.evaluate.results_table import results_table
+from vitrail.explain.methods.registry import default_method
+from vitrail.figures.cloud_page import TRUE
+from vitrail.figures.clouds import turntable_figure
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
 from vitrail.figures.training import convergence
@@ -22,12 +29,13 @@ from vitrail.report.data import data_sections, read_known
 from vitrail.report.evaluated import CONFUSION, LoadedRun, Section, Subject, mixed_up, sections_of, who
 from vitrail.report.export import exports
 from vitrail.report.run_brief import QUESTIONS
-from vitrail.report.side_by_side import MISTAKES
+from vitrail.report.side_by_side import EXPLANATIONS, MISTAKES
 from vitrail.report.structure import structures
 from vitrail.report.write import write_page
 
-# Clouds of the lowest and of the highest mean intersection over union.
-_WORST, _BEST = 5, 3
+# Clouds of the lowest and of the highest mean intersection over union; clouds that are explained, and how.
+_WORST, _BEST, _EXPLAINED = 5, 3, 3
+_CAM = "gradcam"
 # A part is weak below this intersection over union; fewer clouds leave figures rough.
 _WEAK_IOU, _FEW_CLOUDS = 0.3, 100
 _RESULTS = (
@@ -53,7 +61,7 @@ def write_parts_report(
         out: The page.
         opened: Opens models and clouds.
         title: Of the page.
-        without: Sections to leave out; "mistakes" are the best and worst clouds.
+        without: Sections to leave out; "mistakes" are the worst and best clouds.
 
     Raises:
         ConfigError: Runs that label whole clouds beside those that label points.
@@ -75,6 +83,7 @@ def write_parts_report(
         *exports(subjects),
         *measured.others(subjects),
         *structures(subjects, out),
+        *([] if EXPLANATIONS in without else sections_of([_explanations(run, opened) for run in runs])),
     ]
     brief = [
         Answer(QUESTIONS[0], [_named(run, runs, _what_was_trained(run)) for run in runs]),
@@ -160,6 +169,40 @@ def _clouds(run: LoadedRun, opened: OpenedRuns) -> tuple[Picture, Figure | None]
         f"{row.path}: mIoU {row.miou:.2f}" for row in chosen.itertuples(index=False)
     )
     return picture, figure
+
+
+def _explanations(run: LoadedRun, opened: OpenedRuns) -> tuple[Picture, Figure | None]:
+    """Draw the parts of a few clouds beside the explanations of the part with the most points."""
+    picture = Picture(f"explanations_{run.label}", f"What {run.label} looks at", "")
+    trained = opened.trained(run.part)
+    methods, names = list(dict.fromkeys([default_method(trained.model), _CAM])), trained.card.classes
+    settings: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    try:
+        data = opened.images(run.part)
+        indices = indices_of(data.source, run.folder.read_predictions(run.name)["path"].to_list())
+        # The first cloud of each class.
+        first = dict(reversed([(data.source.targets[i].tobytes(), i) for i in indices]))
+        explained = list(explain_images(trained, data, sorted(first.values())[:_EXPLAINED], settings))
+    except DataError as error:
+        picture.problem = f"Not drawn: {error}."
+        return picture, None
+    clouds, values, titles = [], [], []
+    for seen in explained:
+        cloud = seen.pictures["points"]
+        for kind, own in values_of_points(seen, cloud).items():
+            if kind == TRUE:
+                continue
+            part = seen.target(kind, names) if kind in methods else None
+            clouds.append(cloud)
+            values.append(own)
+            titles.append(seen.caption() if kind not in methods else kind if part is None else f"{kind}, for {part}")
+    picture.caption = (
+        f"Predicted parts of {plural(len(explained), 'image')} of {run.split_name}, and the points that the part with "
+        f"the most of them relies on, by {listed(methods)}: the colour is the rank of the point's value. A plausible "
+        "map need not be faithful."
+    )
+    picture.alt = f"Clouds from several sides, coloured by predicted part and by {listed(methods)}"
+    return picture, turntable_figure(clouds, values, titles, 4, names)
 
 
 def _facts(runs: Sequence[LoadedRun]) -> list[dict[str, str]]:
