@@ -84,7 +84,7 @@ def _own_counts(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def _measured_once():
-    """Computed once for all runs: copies among the digits, the hash of the code. Images a second: from few passes."""
+    """Computed once: copies among the digits, the hash of the code, the cost of a model. Few passes give its speed."""
     from vitrail.bench import efficiency
     from vitrail.evaluate import run
     from vitrail.train import environment, start_run
@@ -100,7 +100,17 @@ def _measured_once():
             known[key] = usual(data, recipe)
         return known[key]
 
+    counts = {}
+    count = efficiency.count_multiply_adds
+
+    def count_multiply_adds(model):
+        key = f"{model.config} {model}"
+        if key not in counts:
+            counts[key] = count(model)
+        return counts[key]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficiency, "count_multiply_adds", count_multiply_adds)
         patch.setattr(run, "measure_efficiency", functools.partial(run.measure_efficiency, batch_size=4, seconds=0.0))
         patch.setattr(efficiency, "latency", functools.partial(efficiency.latency, passes=10))
         patch.setattr(start_run, "describe_copies", describe_copies)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
+from matplotlib.axis import Axis
 from matplotlib.text import Text
 
 from vitrail import __version__
@@ -113,8 +115,7 @@ def _reworded(section: Section, name_inputs: Callable[[str], str]) -> Section:
     for picture, figure in section.shown:
         for name in ("title", "caption", "alt", "problem"):
             setattr(picture, name, name_inputs(getattr(picture, name)))
-        for text in () if figure is None else figure.findobj(Text):
-            assert isinstance(text, Text)
+        for text in () if figure is None else _texts(figure):
             text.set_text(name_inputs(text.get_text()))
     tables = [
         dataclasses.replace(
@@ -125,6 +126,17 @@ def _reworded(section: Section, name_inputs: Callable[[str], str]) -> Section:
         for table in section.tables
     ]
     return Section(name_inputs(section.title), list(map(name_inputs, section.words)), section.shown, tables)
+
+
+def _texts(artist: Artist) -> Iterator[Text]:
+    """Find all texts but the labels of ticks, which are written when a figure is drawn; to make them takes a while."""
+    for child in artist.get_children():
+        if isinstance(child, Axis):
+            yield child.label
+        elif isinstance(child, Text):
+            yield child
+        else:
+            yield from _texts(child)
 
 
 def _finished(text: str, words: Mapping[str, str], runs: Sequence[Mapping[str, Any]]) -> str:
