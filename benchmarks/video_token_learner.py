@@ -87,7 +87,9 @@ def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--accuracy", nargs="*", default=list(ACCURACY), help="trainings; none: without a name")
+    parser.add_argument(
+        "--accuracy", nargs="*", choices=ACCURACY, default=list(ACCURACY), help="trainings", metavar="CASE"
+    )
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="speeds", metavar="CASE")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()

@@ -22,7 +22,11 @@ DATA = ["--data.source", "synthetic_leaves", "--data.leaves.num_images", "40", "
 QUICK = ["--trainer.max_epochs", "1", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu"]
 QUICK += ["--run.tensorboard", "false", "--data.batch_size", "8"]
 # Methods that need what this family does not have.
-REFUSED = {"tokens": "learns no tokens", "neighborhood_occlusion": "explains point clouds"}
+REFUSED = {
+    "tokens": "learns no tokens",
+    "neighborhood_occlusion": "explains point clouds",
+    "part_rollout": "this model labels whole inputs",
+}
 
 
 def install(folder, entry="vitrail_pvt:family"):

@@ -319,6 +319,27 @@ def test_other_variants_leave_time_to_restore_layers(monkeypatch, seconds, chang
     assert schemes == tried
 
 
+@pytest.mark.parametrize(("seconds", "full"), [(1000, True), (130, False), (105, False)])
+def test_the_full_correction_goes_on_only_where_its_layers_can_be_restored(monkeypatch, seconds, full):
+    module = importlib.import_module("vitrail.deploy.export.quantize")
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    made = _Quantization.__new__(_Quantization)
+    made.settings, made.report, made.start = QuantizeSettings(budget=seconds), lambda line: None, 0.0
+    made.enough, made.left_out, made.empty = (lambda change: False), [], []
+
+    def variant(scheme):
+        took = 24 if scheme.full_correction else 10
+        now[0] += took
+        change = Change(10, 0.1 if scheme.full_correction else 0.2, 1.0, 0)
+        return _Variant(scheme, (), None, change, None, {}, took)
+
+    made._variant = variant
+    best = made._best_variant()
+    assert best.scheme.full_correction == full
+    assert made._fits(3 * best.seconds)
+
+
 def test_variants_are_ranked_by_the_mean_change_of_those_that_hold_the_bound():
     made = _Quantization.__new__(_Quantization)
     made.enough = lambda change: change.misses <= 1

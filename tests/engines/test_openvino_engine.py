@@ -75,7 +75,18 @@ def test_small_models_alone_are_compiled_for_fixed_sizes(monkeypatch, limit, fix
     for count in (1, 2, 3, 9, 37):
         assert (engine.run({"x": x[:count], "y": x[:0]})["product"] == x[:count]).all()
     sizes = {size for _, size in engine._compiled}
-    assert sizes == ({None, (1, 0), (4, 0), (16, 0)} if limit and fixed else {None})
+    assert sizes == ({(1, 0), (4, 0), (16, 0)} if limit and fixed else {None})
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_an_empty_batch_has_empty_outputs(fixed):
+    engine = OpenVINOEngine(mixed(np.ones((4, 3), np.float32)), threads=2, fixed_sizes=fixed)
+    none = np.zeros((0, 4), np.float32)
+    assert engine.run({"x": none, "y": none})["product"].shape == (0, 3)
+    # One image is compiled for its size alone.
+    single = OpenVINOEngine(mixed(np.ones((4, 3), np.float32)), fixed_sizes=fixed)
+    single.run({"x": np.ones((1, 4), np.float32), "y": none})
+    assert len(single._compiled) == 1
 
 
 def test_a_batch_after_one_that_failed():

@@ -71,5 +71,5 @@ def test_engines_leave_the_stack_of_signals(opened, free):
 def test_the_stack_is_restored_after_an_error():
     before = installed()
     with pytest.raises(RuntimeError, match="INFERENCE_NUM_THREADS"):
-        OpenVINOEngine(doubled(), threads=-1)
+        OpenVINOEngine(doubled(), threads=-1).run({"x": np.ones((1, 4), np.float32)})
     assert installed() == before

@@ -93,17 +93,24 @@ class OpenVINOEngine:
         self._fixed_sizes = fixed_sizes and _weights(self._model) <= _SMALL
         # Hint on performance and number of images in each input (None: any) -> the model compiled for them.
         self._compiled: dict[tuple[str, tuple[int, ...] | None], _Compiled] = {}
-        compiled = self._compile(_LATENCY).model
-        effective = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        self.precision = next((ours for ours, hint in _HINTS.items() if hint == effective), effective)
-        if precision == INT8 and self.precision == self.floating and self.operations().get(INT8):
-            self.precision = INT8
-        if self.precision != precision:
+        self.precision = precision
+        # All CPUs compute in fp32.
+        if precision != "fp32":
+            self._check(self._compile(_LATENCY).model)
+
+    def _check(self, compiled: Any) -> None:
+        """Refuse a compiled model that computes in another precision than the one asked for."""
+        hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        effective = next((ours for ours, own in _HINTS.items() if own == hint), hint)
+        if self.precision == INT8 and effective == self.floating and self.operations().get(INT8):
+            effective = INT8
+        if effective != self.precision:
             raise ConfigError(
-                f"precision {precision} is not supported by OpenVINO on {processor()}, which computes in "
-                f"{self.precision}; export with --precision {self.precision}"
+                f"precision {self.precision} is not supported by OpenVINO on {processor()}, which computes in "
+                f"{effective}; export with --precision {effective}"
             )
 
+    @keep_signal_stack()
     def _compile(self, performance: str, inputs: Arrays | None = None) -> _Compiled:
         """Return the model compiled for a hint, and for the shapes of a part of a batch if there is one."""
         names = [port.get_any_name() for port in self._model.inputs]
@@ -137,7 +144,7 @@ class OpenVINOEngine:
         count = batch_size(inputs)
         at_once = 1 < self._threads <= count
         performance = _THROUGHPUT if at_once else _LATENCY
-        if not self._fixed_sizes or not self._only_the_batch_is_free(inputs):
+        if not count or not self._fixed_sizes or not self._only_the_batch_is_free(inputs):
             compiled = self._compile(performance)
             return join_outputs(compiled.run(split_batch(inputs, min(count, compiled.streams) or 1)))
         most = -(-count // self._threads) if at_once else count

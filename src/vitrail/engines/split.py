@@ -1,6 +1,6 @@
-"""Split a batch over calls that run at once, with a thread each.
+"""Split a batch over calls that run at once, with fewer threads each.
 
-The threads of one call wait for each other in every layer; calls with a thread each do not. OpenVINO computes batches
+The threads of one call wait for each other in every layer; those of several calls wait less. OpenVINO computes batches
 faster so (benchmarks/results/export_speed.md). ONNX Runtime computes small models more slowly so, and does not do it.
 """
 

@@ -238,8 +238,11 @@ class _Quantization:
         if self.empty:
             self.report(f"no full bias correction: calibration has no images for the input {', '.join(self.empty)}")
         elif self._fits(4 * longest + self._restoration(best)):
-            found = self._variant(Scheme(best.scheme.smooth, full_correction=True))
-            best = self._better(best, found)
+            full = self._variant(Scheme(best.scheme.smooth, full_correction=True))
+            # Layers are restored with the corrections of the variant: where only the fast one fits, it goes on.
+            fits = self.enough(full.change) or self._fits(_RESTORATION * full.seconds)
+            if fits or not self._restoration(best):
+                best = self._better(best, full)
         else:
             self.report("no time for the full bias correction")
             self.left_out.append((Scheme(best.scheme.smooth, full_correction=True).name, 4 * longest))
