@@ -27,7 +27,7 @@ def class_scores(logits: Tensor) -> Tensor:
     Args:
         logits: Shape ``(B, K)``, or of points ``(B, N, K)``.
 
-    Source: Vinogradova et al. 2020, arXiv:2002.11434, equation 2 (Seg-Grad-CAM).
+    Source: Vinogradova et al. 2020, arXiv:2002.11434 (Seg-Grad-CAM).
     """
     if logits.ndim == 2:
         return logits
