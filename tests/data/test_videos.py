@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.settings import data_config
 from vitrail.data import open_data
-from vitrail.data.video.decode import VideoIndex, index_video, read_frames
+from vitrail.data.video.decode import VideoIndex, each_frame, index_video, read_frames
 from vitrail.data.video.source import VideoSource
 from vitrail.errors import DataError, VitrailError
 
@@ -20,13 +20,13 @@ def _pictures(folder, count, size=(12, 16), first=0):
     return folder
 
 
-def _video(file, rate, seconds, size=(32, 48), codec="mpeg4"):
+def _video(file, rate, seconds, size=(32, 48), codec="mpeg4", b_frames=0):
     """A video whose brightness grows by 40 a second, with a key frame every 12 frames."""
     av = pytest.importorskip("av")
     with av.open(str(file), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *size, "yuv420p", 12
-        stream.bit_rate = 4_000_000
+        stream.bit_rate, stream.codec_context.max_b_frames = 4_000_000, b_frames
         for i in range(round(rate * seconds)):
             pixels = np.full((*size, 3), 10 + round(40 * i / rate), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
@@ -156,6 +156,30 @@ def test_frames_after_a_seek_are_those_of_the_whole_file(tmp_path, suffix, codec
     repeated = read_frames(index, [5, 5, 50], "rgb")
     assert repeated[0].shape == (3, 32, 48)
     assert torch.equal(repeated[0], repeated[1])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.parametrize(("start", "b_frames"), [(0, 2), (5, 0), (13, 0), (13, 2)])
+def test_frames_before_a_cut_by_stream_copy_are_no_frames(tmp_path, suffix, start, b_frames):
+    """The part begins between key frames: its file has the frames since the last one, which are not displayed."""
+    av = pytest.importorskip("av")
+    whole, part = _video(tmp_path / "whole.mp4", 25, 1.2, b_frames=b_frames), tmp_path / f"part{suffix}"
+    with av.open(str(whole)) as source, av.open(str(part), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        shift = round(start / 25 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                target.mux(packet)
+    index = index_video(part)
+    assert len(index.times) == 30 - start
+    assert index.times == pytest.approx([i / 25 for i in range(30 - start)])
+    frames = [frame for _, frame in each_frame(index, "gray")]
+    assert len(frames) == 30 - start
+    assert all(torch.equal(*pair) for pair in zip(frames, read_frames(index, range(30 - start), "gray"), strict=True))
+    (source,) = read_frames(index_video(whole), [start], "gray")
+    assert (frames[0].float() - source.float()).abs().mean() < 4
 
 
 def test_rates_of_files_do_not_change_what_is_seen(tmp_path):

@@ -18,7 +18,7 @@ from vitrail.errors import DataError, RunError
 from vitrail.files import cache_folder, write_text
 
 # Form of the cache files, which are ignored in another one.
-_FORM = 1
+_FORM = 2
 # Size and time of modification of a file, in bytes and nanoseconds.
 _State = tuple[int, int]
 

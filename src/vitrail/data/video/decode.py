@@ -101,7 +101,9 @@ def index_video(path: Path, folder_rate: float | None = None) -> VideoIndex:
         with av.open(str(path)) as container:
             stream = _video_stream(path, container)
             unit = float(stream.time_base or 1)
-            stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None and p.size)
+            # Edit lists discard the frames between a key frame and the start of a part that was cut by stream copy.
+            packets = (p for p in container.demux(stream) if p.size and not p.is_discard)
+            stamps = sorted(p.pts for p in packets if p.pts is not None)
         with av.open(str(path)) as container:
             frames = container.decode(_video_stream(path, container))
             first = next(frames, None)
