@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 from PIL import Image
@@ -71,6 +72,46 @@ def test_a_changed_file_is_counted_again(videos, change):
     assert found[paths[0]].stamps[1] == {"time": 20, "size": 100}[change]
     assert index_videos(paths) == found
     assert len(counted) == 3
+
+
+@pytest.mark.parametrize("how", ["another file", "the same file"])
+def test_a_file_of_the_same_size_and_time_is_counted_again(videos, how):
+    folder, counted = videos
+    (path,) = _write(folder, a=[0, 10])
+    index_videos([path])
+    before = path.stat()
+    if how == "another file":
+        (folder / "new").write_text("[0, 20]")
+        (folder / "new").replace(path)
+    else:
+        time.sleep(0.02)  # the clock of a file system has steps of some milliseconds
+        path.write_text("[0, 20]")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert index_videos([path])[path].stamps == (0, 20)
+    assert counted == ["a", "a"]
+
+
+@pytest.mark.parametrize("number", [5, 20])
+def test_files_are_assigned_to_their_folders_once(videos, monkeypatch, number):
+    folder, counted = videos
+    looked = []
+
+    class Counted(type(folder)):
+        @property
+        def parent(self):
+            looked.append(self)
+            return super().parent
+
+    paths = []
+    for i in range(number):
+        (folder / str(i)).mkdir()
+        paths += [Counted(path) for path in _write(folder / str(i), a=[0, i + 1])]
+    looked.clear()
+    found = index_videos(paths)
+    assert len(looked) <= 4 * number
+    assert [found[path].stamps[1] for path in paths] == list(range(1, number + 1))
+    index_videos(paths)
+    assert len(counted) == number
 
 
 def _spoil(text, how):

@@ -24,7 +24,8 @@ def _video(file, rate, seconds, size=(32, 48), codec="mpeg4", b_frames=0):
     """A video whose brightness grows by 40 a second, with a key frame every 12 frames."""
     av = pytest.importorskip("av")
     with av.open(str(file), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+        # Without the threshold each change of brightness begins with a key frame.
+        stream = container.add_stream(codec, rate=rate, options={"sc_threshold": "1000000000"})
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *size, "yuv420p", 12
         stream.bit_rate, stream.codec_context.max_b_frames = 4_000_000, b_frames
         for i in range(round(rate * seconds)):

@@ -19,14 +19,15 @@ from vitrail.files import cache_folder, write_text
 
 # Form of the cache files, which are ignored in another one.
 _FORM = 2
-# Size and time of modification of a file, in bytes and nanoseconds.
-_State = tuple[int, int]
+# Size of a file in bytes, times of modification and of change in nanoseconds, and inode: a file that replaces another
+# may have its size and time of modification.
+_State = tuple[int, int, int, int]
 
 
 def index_videos(paths: Sequence[Path], folder_rate: float | None = None) -> dict[Path, VideoIndex | str]:
     """Count the frames of video files and folders of pictures, several at a time.
 
-    Counts of files are cached by path, size and time of modification. A cache that is missing, damaged or of another
+    Counts of files are cached by path, size, times and inode. A cache that is missing, damaged or of another
     version, or that cannot be written, costs the time of another count and nothing else. Folders of pictures and files
     that cannot be decoded are not cached.
 
@@ -39,26 +40,32 @@ def index_videos(paths: Sequence[Path], folder_rate: float | None = None) -> dic
     """
     # Before the count: a file that changes meanwhile is counted again the next time.
     states = {path: state for path in paths if (state := _state_of_file(path)) is not None}
-    folders = {folder: _CountsOfFolder(folder) for folder in {path.parent for path in states}}
+    by_folder: dict[Path, list[Path]] = {}
+    for path in states:
+        by_folder.setdefault(path.parent, []).append(path)
+    cached = {folder: _CountsOfFolder(folder) for folder in by_folder}
 
     def index_one(path: Path) -> VideoIndex | str:
-        known = folders[path.parent].find(path, states[path]) if path in states else None
+        known = cached[path.parent].find(path, states[path]) if path in states else None
         return _index_or_reason(path, folder_rate) if known is None else known
 
     with ThreadPoolExecutor() as pool:
         found = dict(zip(paths, pool.map(index_one, paths), strict=True))
-    for folder, counts in folders.items():
-        own = {path: index for path, index in found.items() if path in states and path.parent == folder}
-        counts.add({p: (states[p], index) for p, index in own.items() if isinstance(index, VideoIndex)})
+    for folder, own in by_folder.items():
+        indices = ((path, found[path]) for path in own)
+        cached[folder].add({path: (states[path], index) for path, index in indices if isinstance(index, VideoIndex)})
     return found
 
 
 def _state_of_file(path: Path) -> _State | None:
-    """Return size and time of a file; None of a folder, or where there is nothing."""
+    """Return the state of a file; None of a folder, or where there is nothing."""
     try:
-        return None if path.is_dir() else ((found := path.stat()).st_size, found.st_mtime_ns)
+        if path.is_dir():
+            return None
+        found = path.stat()
     except OSError:
         return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _index_or_reason(path: Path, folder_rate: float | None) -> VideoIndex | str:
