@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.undrawn import _undrawn as _undrawn
+from vitrail.bootstrap import Bootstrap
 from vitrail.compare import load_suite, plan
 from vitrail.compare.findings import markdown, sentences
 from vitrail.compare.results import tabulate
@@ -12,10 +14,11 @@ from vitrail.compare.write import write_suite
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.image_scores import PART_SCORES
-from vitrail.evaluate.parts import PartCounts, cloud_scores, measure_parts, part_measures
+from vitrail.evaluate.parts import PartCounts, cloud_scores, measure_parts, part_measures, predicted_only
 from vitrail.evaluate.saved_predictions import Intervals
 from vitrail.report.suite import write_suite_report
 from vitrail.runs.folder import EvaluationFiles
+from vitrail.train.validation_metrics import MeanIoU
 
 NAMES = ["leg", "seat", "back"]
 BASE = {
@@ -60,25 +63,81 @@ def label(run, quality, clouds=60, points=24):
     folder.write_json(files.metrics, metrics)
 
 
+def measured(measure, true, predicted, parts):
+    """Count points one by one."""
+    true, predicted = np.concatenate(true), np.concatenate(predicted)
+    if measure == "accuracy":
+        return np.mean(true == predicted)
+    each = []
+    for part in parts:
+        if not (true == part).any():
+            return np.nan
+        pairs = [(a == part, b == part) for a, b in zip(true, predicted, strict=True)]
+        each.append(sum(a and b for a, b in pairs) / sum(a or b for a, b in pairs))
+    return np.mean(each)
+
+
 @pytest.mark.parametrize("measure", list(PART_SCORES))
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_contributions_of_clouds_are_jackknife_values_of_the_measure(measure, seed):
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, 9, 7)
-    true, predicted = ([rng.integers(0, 3 + (i == 2), size) for i, size in enumerate(sizes)] for _ in range(2))
+    sizes = rng.integers(6, 12, 7)
+    # One cloud has the only points of part 3, which others are labelled as, too; part 4 is predicted alone.
+    true = [rng.integers(0, 3 + (i == 2 and seed > 0), size) for i, size in enumerate(sizes)]
+    predicted = [rng.integers(0, 5, size) for size in sizes]
+    parts = np.unique(np.concatenate(true))
+    counts = PartCounts.of(true, predicted, 5)
+    whole = part_measures(counts, list("abcde"), None)[measure]
+    found = cloud_scores(measure, counts)
+    assert found.mean() == pytest.approx(whole)
+    if measure == "miou_clouds":
+        alone = [PartCounts.of([a], [b], 5).of_clouds()[0] for a, b in zip(true, predicted, strict=True)]
+        np.testing.assert_allclose(found, alone)
+        return
+    assert whole == pytest.approx(measured(measure, true, predicted, parts))
+    others = [[j for j in range(7) if j != i] for i in range(7)]
+    without = np.array(
+        [measured(measure, [true[j] for j in rows], [predicted[j] for j in rows], parts) for rows in others]
+    )
+    pseudo = 7 * whole - 6 * without
+    expected = np.where(np.isnan(pseudo), whole, pseudo - np.nanmean(pseudo) + whole)
+    np.testing.assert_allclose(found, expected)
+    assert (measure == "accuracy") or np.isnan(pseudo).tolist() == [i == 2 and 3 in parts for i in range(7)]
 
-    def measured(rows):
-        counts = PartCounts.of([true[i] for i in rows], [predicted[i] for i in rows], 4)
-        return part_measures(counts, list("abcd"), None)[measure]
 
-    found = cloud_scores(measure, PartCounts.of(true, predicted, 4))
-    assert found.mean() == pytest.approx(measured(range(7)))
-    without = np.array([measured([j for j in range(7) if j != i]) for i in range(7)])
-    if measure != "miou_clouds":
-        pseudo = 7 * measured(range(7)) - 6 * without
-        np.testing.assert_allclose(found, pseudo - pseudo.mean() + measured(range(7)))
-    else:
-        np.testing.assert_allclose(found, [measured([i]) for i in range(7)])
+@pytest.mark.parametrize("stray", [0, 1, 40])
+def test_points_labelled_as_a_part_that_never_occurs(stray):
+    rng = np.random.default_rng(stray)
+    true = list(rng.integers(0, 4, (100, 100)))
+    clouds = np.linspace(0.8, 1.0, 100)[:, None]
+    predicted = list(np.where(rng.random((100, 100)) < clouds, true, rng.integers(0, 4, (100, 100))))
+    names, bootstrap = list("abcde"), Bootstrap(100, resamples=2000)
+    before = part_measures(PartCounts.of(true, predicted, 5), names, None)
+    for own in predicted[:stray]:
+        own[0] = 4
+    counts = PartCounts.of(true, predicted, 5)
+    found = part_measures(counts, names, bootstrap)
+    # A point changes the intersection over union of its own part alone.
+    assert before["miou"] - found["miou"] <= stray / 4 / 2000
+    assert found["miou"] <= before["miou"]
+    # Two uncertainties of one number: the standard error of the contributions, and the width of the interval.
+    scores = cloud_scores("miou", counts)
+    width = 2 * 1.984 * scores.std(ddof=1) / 10
+    assert found["miou_high"] - found["miou_low"] == pytest.approx(width, rel=0.1)
+    row = found["parts"][4]
+    assert (row["points"], row["predicted"], row["iou"], row["low"]) == (0, stray, None, None)
+    caution = predicted_only(found)
+    assert (caution or "").rpartition(": ")[2] == ["", "e (1 point)", "e (40 points)"][min(stray, 2)]
+
+
+def test_of_a_single_part_the_mean_is_the_accuracy():
+    rng = np.random.default_rng(0)
+    true = list(np.zeros((9, 20), dtype=np.int64))
+    predicted = [np.where(rng.random(20) < 0.7, 0, rng.integers(1, 3, 20)) for _ in true]
+    shares = [np.mean(own == 0) for own in predicted]
+    np.testing.assert_allclose(cloud_scores("miou", PartCounts.of(true, predicted, 3)), shares)
+    logits = torch.eye(3)[torch.from_numpy(np.concatenate(predicted))]
+    assert MeanIoU(3)(logits, torch.zeros(180, dtype=torch.long)) == pytest.approx(np.mean(shares))
 
 
 @pytest.mark.fast_cases("None")

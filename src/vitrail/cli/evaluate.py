@@ -276,6 +276,7 @@ def _with_model(
 def _print_parts(run: object, metrics: dict[str, Any]) -> None:
     """Print the measures of labels of points, a row for each part."""
     from vitrail.cli.tables import format_table
+    from vitrail.evaluate.parts import predicted_only
 
     miou, accuracy = (
         f"{metrics[name]:.4f} (95 % interval {_interval(metrics[f'{name}_low'], metrics[f'{name}_high'])})"
@@ -289,6 +290,8 @@ def _print_parts(run: object, metrics: dict[str, Any]) -> None:
         for row in metrics["parts"]
     ]  # fmt: skip
     print(format_table(["part", "points", "IoU", "95 % interval"], rows, right=(1, 2)))
+    if caution := predicted_only(metrics):
+        print(f"caution: {caution}")
 
 
 def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:

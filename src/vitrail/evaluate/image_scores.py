@@ -73,12 +73,15 @@ def jackknife(whole: float, without: Floats) -> Floats:
 
     Args:
         whole: The measure.
-        without: The measure without each image, shape ``(N,)``.
+        without: The measure without each image, shape ``(N,)``; NaN where it is not defined without the image, whose
+            value is the measure itself.
     """
-    n = len(without)
-    values = n * whole - (n - 1) * without
-    shifted: Floats = values - values.mean() + whole
-    return shifted
+    n, defined = len(without), ~np.isnan(without)
+    values = np.full(n, float(whole))
+    if defined.any():
+        own = n * whole - (n - 1) * without[defined]
+        values[defined] = own - own.mean() + whole
+    return values
 
 
 def _from_counts(measure: str, hits: Floats, true: Floats, positive: Floats) -> float:

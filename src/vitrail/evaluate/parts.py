@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vitrail.bootstrap import Bootstrap, Interval
 from vitrail.data.dataset import ImageData
-from vitrail.errors import DataError
+from vitrail.errors import DataError, plural
 from vitrail.evaluate.image_scores import jackknife
 from vitrail.figures.clouds import parts_figure
 from vitrail.files import write_text
@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PartCounts:
-    """Points of each cloud and part.
+    """Points of each cloud, or of each pool of clouds, and part.
 
     Attributes:
         both: Points of a part that are labelled as such, shape ``(M, K)``.
@@ -33,9 +33,9 @@ class PartCounts:
         predicted: Points labelled as such, shape ``(M, K)``.
     """
 
-    both: Ints
-    true: Ints
-    predicted: Ints
+    both: npt.NDArray[Any]
+    true: npt.NDArray[Any]
+    predicted: npt.NDArray[Any]
 
     @classmethod
     def of(cls, true: Sequence[Ints], predicted: Sequence[Ints], num_parts: int) -> PartCounts:
@@ -47,9 +47,51 @@ class PartCounts:
         )
 
     @property
-    def union(self) -> Ints:
-        """Points that are of a part or labelled as such."""
-        return self.true + self.predicted - self.both
+    def union(self) -> npt.NDArray[Any]:
+        """Points that are of a part or labelled as such, shape ``(M, K)``."""
+        union: npt.NDArray[Any] = self.true + self.predicted - self.both
+        return union
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Whether any point is of each part, shape ``(K,)``."""
+        found: npt.NDArray[np.bool_] = self.true.sum(axis=0) > 0
+        return found
+
+    def pooled(self, weights: npt.NDArray[Any] | None = None) -> PartCounts:
+        """Add up the points of all clouds.
+
+        Args:
+            weights: Weight of each cloud in each of r pools, shape ``(M, r)``; one pool of all clouds by default.
+
+        Returns:
+            Counts of shape ``(r, K)``.
+        """
+        if weights is None:
+            weights = np.ones((len(self.true), 1))
+        return PartCounts(*(weights.T @ own.astype(np.float64) for own in (self.both, self.true, self.predicted)))
+
+    def without_each(self) -> PartCounts:
+        """Add up the points of all clouds but one; counts of shape ``(M, K)``, a row for each left-out cloud."""
+        return PartCounts(*(own.sum(axis=0) - own for own in (self.both, self.true, self.predicted)))
+
+    def accuracies(self) -> npt.NDArray[np.float64]:
+        """Compute the share of correct points of each row, shape ``(M,)``; NaN without labelled points."""
+        return _ratio(self.both.sum(axis=1), self.true.sum(axis=1))
+
+    def ious(self) -> npt.NDArray[np.float64]:
+        """Compute the intersection over union of each row and part, shape ``(M, K)``; NaN where no point is of it."""
+        return _ratio(self.both, np.where(self.true > 0, self.union, 0))
+
+    def mious(self, parts: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Compute the mean intersection over union of each row, shape ``(M,)``.
+
+        Args:
+            parts: Which parts the mean is over, shape ``(K,)``, the same for all rows: those with points in the whole
+                test set (:attr:`present`). A row without a point of one of them has NaN.
+        """
+        found: npt.NDArray[np.float64] = self.ious()[:, parts].mean(axis=1)
+        return found
 
     def of_clouds(self) -> npt.NDArray[np.float64]:
         """Compute the mean intersection over union of each cloud, over the parts that occur or are predicted.
@@ -110,25 +152,22 @@ def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap
         bootstrap: Settings of the intervals, whose units are clouds or their groups; None for a single cloud.
 
     Returns:
-        ``accuracy`` of all points, ``miou`` (mean over the parts of the intersection over union of all points),
-        ``miou_clouds`` (mean over clouds of that of their own parts), each with ``_low`` and ``_high``, and ``parts``:
-        name, ``points``, ``iou``, ``low`` and ``high`` of each. A part that neither occurs nor is predicted has none.
-        Every resample measures the mean of the same parts; resamples without one of them are left out of the interval.
+        ``accuracy`` of all points, ``miou`` (mean over the parts that points are of, of the intersection over union of
+        all points), ``miou_clouds`` (mean over clouds of :meth:`PartCounts.of_clouds`), each with ``_low`` and
+        ``_high``, and ``parts``: name, ``points``, ``predicted`` points, ``iou``, ``low`` and ``high`` of each. A part
+        that no point is of has no intersection over union, whether it is predicted or not. Every resample measures the
+        mean over the same parts; resamples without a point of one of them are left out of the interval.
     """
-    both, union, true = (np.asarray(x, dtype=np.float64) for x in (counts.both, counts.union, counts.true))
-
-    present = union.sum(axis=0) > 0
     of_clouds = counts.of_clouds()[:, None]
     labelled = ~np.isnan(of_clouds)
 
     def measure(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Measures of weighted clouds ``(M, r)``: accuracy, both means and each part, shape ``(3 + K, r)``."""
-        each = _ratio(both.T @ weights, union.T @ weights)
-        correct = _ratio(both.sum(axis=1) @ weights, true.sum(axis=1) @ weights)
+        pooled = counts.pooled(weights)
         mean_of_clouds = _ratio(np.where(labelled, of_clouds, 0.0).T @ weights, labelled.T @ weights)
-        return np.concatenate([correct[None], each[present].mean(axis=0)[None], mean_of_clouds, each])
+        return np.stack([pooled.accuracies(), pooled.mious(counts.present), *mean_of_clouds, *pooled.ious().T])
 
-    values = measure(np.ones((len(both), 1)))[:, 0]
+    values = measure(np.ones((len(counts.true), 1)))[:, 0]
     intervals: list[Interval | None] = [None] * len(values)
     if bootstrap is not None:
         resampled = np.concatenate([measure(weights) for weights in bootstrap.weights()], axis=1)
@@ -142,20 +181,39 @@ def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap
         {
             "part": name,
             "points": int(count),
+            "predicted": int(labelled_as),
             "iou": None if np.isnan(value) else float(value),
             "low": None if interval is None else interval[0],
             "high": None if interval is None else interval[1],
         }
-        for name, count, value, interval in zip(parts, true.sum(axis=0), values[3:], intervals[3:], strict=True)
+        for name, count, labelled_as, value, interval in zip(
+            parts, counts.true.sum(axis=0), counts.predicted.sum(axis=0), values[3:], intervals[3:], strict=True
+        )
     ]
     return found
+
+
+def predicted_only(measures: Mapping[str, Any]) -> str | None:
+    """State the parts that points are labelled as and no labelled point is of; None without such parts.
+
+    Args:
+        measures: Result of :func:`part_measures`.
+    """
+    # Evaluations of earlier versions did not record the predicted points.
+    rows = [row for row in measures["parts"] if not row["points"] and row.get("predicted")]
+    if not rows:
+        return None
+    named = ", ".join(f"{row['part']} ({plural(row['predicted'], 'point')})" for row in rows)
+    return f"labelled as a part that no measured point is of, which counts in no mean over parts: {named}"
 
 
 def cloud_scores(measure: str, counts: PartCounts) -> npt.NDArray[np.float64]:
     """Compute the contribution of each cloud to a measure, shape ``(M,)``; their mean is the measure.
 
     Of "miou_clouds" that is the mean intersection over union of the cloud; of "miou" and "accuracy", which pool the
-    points of all clouds, the jackknife pseudo-value.
+    points of all clouds, the jackknife pseudo-value. "miou" is always over the parts of all clouds. Without a cloud
+    that has the only points of a part it is not defined, as in the bootstrap; such a cloud has the measure itself as
+    its contribution, and so does not add to the variance.
 
     Args:
         measure: A key of :data:`~vitrail.evaluate.image_scores.PART_SCORES`.
@@ -164,30 +222,16 @@ def cloud_scores(measure: str, counts: PartCounts) -> npt.NDArray[np.float64]:
     if measure == "miou_clouds":
         return counts.of_clouds()
 
-    def measured(both: Ints, union: Ints, true: Ints) -> npt.NDArray[np.float64]:
-        """The measure of pooled counts, ``(r, K)`` each."""
-        if measure == "accuracy":
-            return _ratio(both.sum(axis=1), true.sum(axis=1))
-        there = union > 0
-        return _ratio(np.where(there, both / np.maximum(union, 1), 0.0).sum(axis=1), there.sum(axis=1))
+    def measured(pools: PartCounts) -> npt.NDArray[np.float64]:
+        return pools.accuracies() if measure == "accuracy" else pools.mious(counts.present)
 
-    each = (counts.both, counts.union, counts.true)
-    sums = [own.sum(axis=0, keepdims=True) for own in each]
-    whole = measured(*sums)[0]
-    return jackknife(float(whole), measured(*(total - own for total, own in zip(sums, each, strict=True))))
+    return jackknife(float(measured(counts.pooled())[0]), measured(counts.without_each()))
 
 
 def resampled_miou(counts: PartCounts, bootstrap: Bootstrap) -> tuple[float, npt.NDArray[np.float64]]:
     """Compute the mean intersection over union of all points, and that of each resample of the clouds."""
-    both, union = (np.asarray(x, dtype=np.float64) for x in (counts.both, counts.union))
-    present = union.sum(axis=0) > 0
-
-    def measure(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = _ratio(both.T @ weights, union.T @ weights)[present].mean(axis=0)
-        return found
-
-    value = float(measure(np.ones((len(both), 1)))[0])
-    return value, np.concatenate([measure(weights) for weights in bootstrap.weights()])
+    resampled = [counts.pooled(weights).mious(counts.present) for weights in bootstrap.weights()]
+    return float(counts.pooled().mious(counts.present)[0]), np.concatenate(resampled)
 
 
 def constant_counts(counts: PartCounts) -> PartCounts:
@@ -265,7 +309,7 @@ def measure_parts(
     measures = part_measures(counts, names, bootstrap)
     clouds = table[["index", "path"]].assign(
         points=counts.true.sum(axis=1),
-        accuracy=_ratio(counts.both.sum(axis=1), counts.true.sum(axis=1)),
+        accuracy=counts.accuracies(),
         miou=counts.of_clouds(),
     )
     write_text(files.parts, pd.DataFrame(measures["parts"]).to_csv(index=False))

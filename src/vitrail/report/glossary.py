@@ -129,7 +129,7 @@ TERMS: tuple[Term, ...] = (
     Term("interval (95 %)", _EVALUATE, "Range that the figure lies in for images like these with 95 % confidence; "
          "narrow with many images.", "Efron & Tibshirani 1993", r"intervals?|between \d+ and \d+"),
     Term("IoU, mIoU", _EVALUATE, "Points of a part that are labelled as such, as a share of the points that are of the "
-         "part or labelled as such; mIoU is the mean over parts. 1 is perfect.",
+         "part or labelled as such; mIoU is the mean over the parts that occur. 1 is perfect.",
          "Everingham et al. 2010, doi:10.1007/s11263-009-0275-4", r"m?IoU|intersection over union"),
     Term("log-loss", _EVALUATE, "Error of the probabilities, heavy on sure mistakes; 0 is perfect.",
          pattern=r"log-loss|cross-entropy"),

@@ -15,7 +15,7 @@ from vitrail.analyze.evaluated import OpenedRuns
 from vitrail.analyze.examples import indices_of
 from vitrail.analyze.explanations import explain_images
 from vitrail.errors import ConfigError, DataError, plural
-from vitrail.evaluate.parts import count_table, draw_parts
+from vitrail.evaluate.parts import count_table, draw_parts, predicted_only
 from vitrail.evaluate.results_table import results_table
 from vitrail.explain.methods.registry import default_method
 from vitrail.figures.cloud_page import TRUE
@@ -283,6 +283,8 @@ def _cautions(run: LoadedRun) -> list[str]:
     absent = [row["part"] for row in metrics["parts"] if not row["points"]]
     if absent:
         lines.append(f"No measured point is of {listed(absent)}.")
+    if stray := predicted_only(metrics):
+        lines.append(f"Points were {stray}.")
     if metrics["images"] < _FEW_CLOUDS:
         lines.append(f"Only {plural(metrics['images'], 'image')} were measured: the figures are rough.")
     return lines or ["Nothing in the records speaks against the result."]

@@ -107,12 +107,12 @@ class MacroF1(ClassCounts):
 
 
 class MeanIoU(ClassCounts):
-    """Mean intersection over union of the classes that occur in the targets or the predictions."""
+    """Mean intersection over union of the classes that occur in the targets, the same in every epoch."""
 
     def compute(self) -> Tensor:
         """Compute the mean."""
         union = self.true + self.predicted - self.hits
-        present = union > 0
+        present = self.true > 0
         return (self.hits[present].float() / union[present]).mean()
 
 
