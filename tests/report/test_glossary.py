@@ -28,3 +28,8 @@ def test_each_pattern_finds_its_own_term():
 
 def test_terms_are_sorted_and_found_as_whole_words():
     assert list(terms_in("Macro F1 and the AUROC of 3 seeds; a splitting headache")) == ["AUROC", "F1", "seed"]
+
+
+def test_maps_of_attribution_are_no_average_precision():
+    assert "average precision" not in terms_in("a plausible map need not be faithful; a map")
+    assert "average precision" in terms_in("the mAP is 0.5")

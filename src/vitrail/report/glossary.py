@@ -111,11 +111,11 @@ TERMS: tuple[Term, ...] = (
     Term("sanity check", _EXPLAIN, "Comparison of attribution maps before and after the weights are randomised; a map "
          "that stays the same does not explain the model.", "Adebayo et al. 2018, arXiv:1810.03292"),
 
-    Term("accuracy", _EVALUATE, "Share of images that are classified correctly.", pattern=r"accuracy"),
+    Term("accuracy", _EVALUATE, "Share of images, or of labelled points, that are classified correctly.", pattern=r"accuracy"),
     Term("AUROC", _EVALUATE, "How often the score of an image that belongs is above that of one that does not; 0.5 is "
          "guessing, 1 perfect.", "Fawcett 2006, doi:10.1016/j.patrec.2005.10.010", r"AUROC|ROC-AUC|ROC"),
     Term("average precision", _EVALUATE, "Mean precision over all thresholds of a class; 1 is perfect. mAP is its mean "
-         "over classes.", "Everingham et al. 2010, doi:10.1007/s11263-009-0275-4", r"average precision|mAP"),
+         "over classes.", "Everingham et al. 2010, doi:10.1007/s11263-009-0275-4", r"average precision|(?-i:mAP)"),
     Term("calibration error (ECE)", _EVALUATE, "Mean gap between a claimed probability and how often it is correct; 0 "
          "is perfect.", "Guo et al. 2017, arXiv:1706.04599", r"calibration error|ECE"),
     Term("confidence", _EVALUATE, "Probability that the model gives to its prediction.", pattern=r"confidence"),
