@@ -111,7 +111,8 @@ TERMS: tuple[Term, ...] = (
     Term("sanity check", _EXPLAIN, "Comparison of attribution maps before and after the weights are randomised; a map "
          "that stays the same does not explain the model.", "Adebayo et al. 2018, arXiv:1810.03292"),
 
-    Term("accuracy", _EVALUATE, "Share of images, or of labelled points, that are classified correctly.", pattern=r"accuracy"),
+    Term("accuracy", _EVALUATE, "Share of images, or of labelled points, that are classified correctly.",
+         pattern=r"accuracy"),
     Term("AUROC", _EVALUATE, "How often the score of an image that belongs is above that of one that does not; 0.5 is "
          "guessing, 1 perfect.", "Fawcett 2006, doi:10.1016/j.patrec.2005.10.010", r"AUROC|ROC-AUC|ROC"),
     Term("average precision", _EVALUATE, "Mean precision over all thresholds of a class; 1 is perfect. mAP is its mean "
