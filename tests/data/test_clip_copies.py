@@ -1,5 +1,7 @@
 """Copies of clips: found whatever was done to them; clips of one scene with other motion are none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,29 @@ def test_other_footage_of_a_scene_is_no_copy(scene, other):
     assert not found.copies
     if other != "another scene":
         assert [(pair.first, pair.second) for pair in found.look_alikes] == [(0, 1)]
+
+
+def _sparse(frames, seconds):
+    """A long clip, of which there are as many thumbnails as of a short one."""
+    return dataclasses.replace(clip(frames), times=np.arange(len(frames)) * seconds / len(frames), duration=seconds)
+
+
+@pytest.mark.parametrize("seconds", [1200.0, 300.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_one_frame_in_common_is_no_copy(seconds, seed):
+    """Of 4 s of a long clip there is a thumbnail or none; with other motion no shift in time makes more of them."""
+    order = np.random.default_rng(seed).permutation(64)
+    long = _sparse(footage(seed, way=seed + 50, frames=64)[order], seconds)
+    found = find_clip_copies([clip(footage(seed, way=seed)), long], distance=64)
+    assert not found.copies
+    assert [(pair.first, pair.second) for pair in found.look_alikes] == [(0, 1)]
+
+
+@pytest.mark.parametrize(("frames", "confirmed"), [(3, False), (6, True)])
+def test_copies_of_few_frames_are_look_alikes(frames, confirmed):
+    short = footage(7, way=7, frames=frames)
+    found = find_clip_copies([clip(short), clip(short, seed=1)])
+    assert (bool(found.copies), bool(found.look_alikes)) == (confirmed, not confirmed)
 
 
 def test_still_clips_are_copies_of_their_own_picture_alone():

@@ -37,8 +37,8 @@ _TRIED, _ALIGNED, _AGREEING = 2, 8, 0.75
 # Scale and shift of a frame deviate by so much at most, in sides, from those of the others; mean correlation of detail
 # over frames: 0.87 to 1 of 123 made copies of ultrasound clips, below 0.79 of most similar digits that move alike.
 _STEADY, _DETAIL = 0.02, 0.85
-# Share of the shorter clip that two clips must have in common.
-_COMMON = 0.5
+# Share of the shorter clip that two clips must have in common, and frames of each: fewer show no motion to compare.
+_COMMON, _MATCHED = 0.5, 4
 # Correlation of what moves, and the mean square of its descriptors (of unit length) from which something moves. Of 200
 # made copies of ultrasound clips 198 are found; of 50 pairs of their halves, and of clips with their reverse, 1 is.
 _MOVING, _STILL = 0.8, 1e-3
@@ -51,7 +51,8 @@ _Proposal = tuple[int, int, int]
 def find_clip_copies(clips: Sequence[ScannedClip], distance: int = 8) -> SearchResult:
     """Find copies among clips: recompressed, scaled, cropped, turned, mirrored, brighter, darker or cut in time.
 
-    Copies at another speed or played backwards are not found.
+    Copies at another speed or played backwards are not found. Copies of fewer than four thumbnails, and parts of which
+    a much longer clip has fewer, are look-alikes at most.
 
     Args:
         clips: The clips.
@@ -177,7 +178,8 @@ def _best_shift(one: ScannedClip, a: Floats, other: ScannedClip, b: Floats) -> f
     # From no shift on, which is best among equals: clips without motion.
     for shift in sorted(step * np.arange(np.floor(low / step), np.ceil(high / step) + 1), key=abs):
         i, j = _matched(one, other, shift)
-        if len(i) < max(1.0, common / max(_step(one), _step(other)) - 1):
+        # A frame of the sparser clip may match two of the other.
+        if len(np.unique(j)) < max(_MATCHED, common / max(_step(one), _step(other)) - 1):
             continue
         score = float(similar[i, j].mean())
         if score > best + 1e-6:
