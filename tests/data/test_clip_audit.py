@@ -1,5 +1,7 @@
 """Audit of clips: damage to the end of each file, copies and groups across splits, clips without motion."""
 
+import dataclasses
+import io
 import json
 import re
 
@@ -10,12 +12,17 @@ from PIL import Image
 
 from tests.data.test_clip_copies import footage
 from tests.data.test_videos import _video
+from tests.report.test_brief import CLEAN
 from tests.settings import data_config
+from vitrail.cli.data import _describe
 from vitrail.cli.main import main
-from vitrail.data.audit import audit
+from vitrail.data.audit import _PixelFacts, audit
+from vitrail.data.sources.moving_digits import MovingDigitsSource
+from vitrail.data.video.copies import find_clip_copies
 from vitrail.data.video.decode import VideoIndex
-from vitrail.data.video.scan import scan_clips
+from vitrail.data.video.scan import ScannedClip, clip_facts, scan_clips
 from vitrail.data.video.source import VideoSource
+from vitrail.models.modality import MODALITIES
 
 
 def _write_frames(folder, frames):
@@ -37,7 +44,7 @@ def spoiled(tmp_path):
 
 
 def test_copies_and_still_clips_are_found_and_nothing_else(spoiled, monkeypatch, capsys):
-    found, data = audit(data_config(source="videos", path=str(spoiled), color="gray"))
+    found, data = audit(data_config(source="videos", path=str(spoiled), color="gray", video__folder_fps=25.0))
     assert found.images == len(data.source) == 15
     assert {group.keys: group.relations[1] for group in found.duplicates} == {
         ("train/a/0", "val/a/part"): "recompressed or scaled, a part",
@@ -57,10 +64,13 @@ def test_copies_and_still_clips_are_found_and_nothing_else(spoiled, monkeypatch,
     shown = capsys.readouterr()
     assert "clips without motion" in shown.out
     assert "image" not in shown.out
+    # Folders of pictures have no times of their own.
+    assert not re.search("frame rates|seconds|a second", shown.out)
     assert re.search(r"classes of fewer than 10 training clips +2  a \(2\), b \(4\)\n", shown.out)
     assert "--data.source videos --data.path groups.csv --data.split grouped" in shown.err
     page = (spoiled / "audit.html").read_text()
     assert "15 clips" in page
+    assert "Times" not in page
     assert "val/a/part" in page
     grouped = VideoSource(data_config(source="videos", path="groups.csv", color="gray"), (4, 16, 16), None)
     group = dict(zip(grouped.keys, grouped.groups, strict=True))
@@ -98,6 +108,51 @@ def test_damage_inside_of_a_file_is_of_the_clips_that_it_touches(tmp_path, suffi
     assert all("damaged frames" in why or "can be decoded to" in why for _, why in found.damaged)
 
 
+@pytest.mark.parametrize(
+    ("rates", "expected", "shown"),
+    [
+        ([0.2], [(0.2, 1)], "0.2 to 0.2 a second"),
+        ([7.5, 7.46, 29.97, 30.0, 30.04], [(30, 3), (7.5, 2)], "7.5 to 30 a second"),
+        ([9.96, None], [(10, 1)], "10 to 10 a second"),
+        ([None, None], [], ""),
+    ],
+)
+def test_rates_and_lengths_are_those_of_clips_with_times(rates, expected, shown):
+    empty = np.zeros((0, 32, 32), dtype=np.uint8)
+    clips = [ScannedClip(np.zeros(0), empty, 2.0 + i, rate) for i, rate in enumerate(rates)]
+    facts = clip_facts([str(i) for i in range(len(rates))], clips)
+    assert facts.rates == expected
+    assert (facts.durations is None) == (not expected)
+    found = dataclasses.replace(CLEAN, clips=facts, sizes=[((4, 4), 1)])
+    table = _describe(found, MODALITIES["video"], ["a"])
+    assert shown in table
+    assert ("frame rates" in table) == ("seconds" in table) == bool(shown)
+
+
+def test_clips_that_the_code_makes_are_not_searched_for_copies(monkeypatch, capsys):
+    monkeypatch.setattr(MovingDigitsSource, "digest", lambda self, index: str(index).encode())
+    monkeypatch.setattr("vitrail.data.audit._read_pixel_facts", lambda data, rows: _PixelFacts([], []))
+    words = ["--data.source", "moving_digits", "--data.video.num_frames", "2"]
+    assert main(["data", "audit", *words]) == 0
+    out = capsys.readouterr().out
+    assert re.search("groups of near duplicates +-  not searched: the code makes the clips, and groups those", out)
+    assert re.search(r"duplicates across splits +0", out)
+    assert "a second" not in out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal(tmp_path, monkeypatch, terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", stream)
+    for number in range(2):
+        _write_frames(tmp_path / "a" / str(number), footage(0, number, frames=6))
+    source = VideoSource(data_config(source="videos", path=str(tmp_path)), (4, 16, 16), None)
+    stream.truncate(0)
+    find_clip_copies(scan_clips(source, [0, 1]))
+    assert [word in stream.getvalue() for word in ("decoding", "searching", "comparing")] == [terminal] * 3
+
+
 def test_a_picture_that_cannot_be_read_is_damage_of_its_clip(tmp_path):
     for number in range(2):
         _write_frames(tmp_path / "a" / str(number), footage(number, number, frames=5))
@@ -105,7 +160,7 @@ def test_a_picture_that_cannot_be_read_is_damage_of_its_clip(tmp_path):
     source = VideoSource(data_config(source="videos", path=str(tmp_path)), (4, 16, 16), None)
     sound, broken = scan_clips(source, [0, 1])
     assert not sound.fault
-    assert broken.fault.startswith("can be decoded to 0.08 s of 0.20 s (")
+    assert broken.fault.startswith("can be decoded to frame 3 of 5 (")
     assert "3.png" in broken.fault
     assert (len(sound.small), len(broken.small)) == (5, 3)
 
@@ -131,6 +186,7 @@ def test_many_clips_have_fewer_thumbnails_each(tmp_path, monkeypatch, altogether
     frames = [i / 10 for i in range(1000)]
     index = VideoIndex.of_stamps(tmp_path / "a", range(1000), 0.1, (8, 8))
     source = VideoSource.__new__(VideoSource)
+    source.config = data_config(source="videos")
     source.video, source.span = lambda row: index, lambda row: (10.0, 90.0)
     still = np.zeros((1, 8, 8), dtype=np.uint8)
     monkeypatch.setattr(

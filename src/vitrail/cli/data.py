@@ -280,11 +280,11 @@ def _describe(found: Audit, modality: Modality, classes: Sequence[str]) -> str:
         ("images", str(found.images), ""),
         ("sizes", str(len(sizes)), f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"),
     ]
-    if found.clips is not None:
-        rates, (shortest, median, longest) = found.clips.rates, found.clips.durations
-        frames = sorted(rate for rate, _ in rates)
+    if found.clips is not None and found.clips.durations is not None:
+        shortest, median, longest = found.clips.durations
+        rates = sorted(rate for rate, _ in found.clips.rates)
         rows += [
-            ("frame rates", str(len(rates)), f"{frames[0]} to {frames[-1]} a second"),
+            ("frame rates", str(len(rates)), f"{rates[0]:g} to {rates[-1]:g} a second"),
             ("seconds", "", f"{shortest:.1f} to {longest:.1f}, half are of {median:.1f} or less"),
         ]
     look_alikes = [f"{a} ({s}) ~ {b} ({t})" for (a, b), (s, t) in ((p.keys, p.splits) for p in found.possible_leaks)]
@@ -305,6 +305,9 @@ def _describe(found: Audit, modality: Modality, classes: Sequence[str]) -> str:
         "similar class names": [" = ".join(group) for group in found.similar_classes],
     }
     rows += [(what, str(len(items)), few(items, 2)) for what, items in lists.items()]
+    if not found.searched:
+        why = reword("not searched: the code makes the images, and groups those of one origin", modality)
+        rows = [row if row[0] != "groups of near duplicates" else (row[0], "-", why) for row in rows]
     rows = [(reword(what, modality, names=classes), number, first) for what, number, first in rows]
     parts.append(format_table(("what", "number", ""), rows, right=(1,)))
     return "\n".join(parts)

@@ -19,9 +19,11 @@ from vitrail.data.identity import KnownImages
 from vitrail.data.near_duplicates import Copy, SearchResult, find_copies
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.perceptual_hash import DisjointSets, connected_components
+from vitrail.data.sources.base import unwrap_source
 from vitrail.data.sources.opening import accepts_setting, first_stream
 from vitrail.data.video.copies import find_clip_copies
 from vitrail.data.video.scan import ClipFacts, clip_facts, scan_clips
+from vitrail.data.video.source import VideoSource
 
 # Images are looked at in this size, whole; of clips so many frames, where the settings give no number.
 AUDIT_SIZE = 64
@@ -96,7 +98,8 @@ class Audit:
         look_alikes: Unconfirmed pairs with close hashes, the closest first.
         distance: Bits of 64 in which the hashes of these may differ.
         joined_groups: Groups (of the data's own) that duplicates join into one, each time more than one.
-        clips: Damage, motion, rates and lengths of clips; None of images.
+        clips: Damage, motion, rates and lengths of clips; None of images, and of clips made by the code.
+        searched: Whether copies were searched; not among images that the code makes and groups.
     """
 
     images: int
@@ -113,6 +116,7 @@ class Audit:
     distance: int
     joined_groups: list[tuple[str, ...]] = field(default_factory=list)
     clips: ClipFacts | None = None
+    searched: bool = True
 
     @property
     def damaged(self) -> list[tuple[str, str]]:
@@ -156,7 +160,8 @@ def audit(
     side, recompressed, scaled, brighter or darker: images whose pixels agree after an alignment
     (:func:`vitrail.data.near_duplicates.find_copies`). Pairs with close hashes that do not agree are look-alikes.
     Patches of a scene overlap by construction; of these only pairs in different splits are compared. Clips are decoded
-    to their ends, and compared by their frames over time (:func:`vitrail.data.video.copies.find_clip_copies`).
+    to their ends, and compared by their frames over time (:func:`vitrail.data.video.copies.find_clip_copies`). Images
+    that the code makes, and groups by their origin, are not compared.
 
     Args:
         config: Which images, and how they are split.
@@ -182,7 +187,8 @@ def audit(
             splits[row] = name
     # Images of no split (patches across the border of blocks) are not part of the data.
     rows = [row for row, name in enumerate(splits) if name]
-    clips = dict(zip(rows, scan_clips(source, rows), strict=True)) if frames else {}
+    files = unwrap_source(source)
+    clips = dict(zip(rows, scan_clips(files, rows), strict=True)) if isinstance(files, VideoSource) else {}
     looks = _read_pixel_facts(data, [row for row in rows if row not in clips or not clips[row].fault])
     with ThreadPoolExecutor() as pool:
         sizes = Counter(pool.map(source.original_size, rows))
@@ -196,6 +202,8 @@ def audit(
         }
 
     def search(chosen: Sequence[int]) -> SearchResult:
+        if source.copies_grouped:
+            return SearchResult([], [])
         if clips:
             return find_clip_copies([clips[row] for row in chosen], distance)
         patches = None if source.scene is None else [splits[row] for row in chosen]
@@ -217,6 +225,7 @@ def audit(
         look_alikes=[LookAlikes(**described(members), distance=bits) for members, bits in pairs],
         distance=distance,
         clips=clip_facts([source.keys[row] for row in clips], list(clips.values())) if clips else None,
+        searched=not source.copies_grouped,
     )
     return dataclasses.replace(found, joined_groups=_joined_groups(found, data)), data
 

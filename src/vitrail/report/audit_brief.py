@@ -39,9 +39,11 @@ def _checked(found: Audit, place: str) -> str:
     splits = listed([f"{name} {number:,}" for name, number in found.splits.items() if name != "labelled"])
     classes = f" of {plural(len(found.balance), 'class')}" if found.balance else ""
     among = f" ({splits})" if len(found.splits) > 1 else ""
+    compared = "opened and compared with each other" if found.searched else "opened"
+    copies = "copies" if found.searched else "exact copies"
     return (
-        f"{plural(found.images, 'image')}{classes} of {place}{among} were opened and compared with each other: "
-        "files that cannot be read, copies, leaks between splits, class names, constant bands."
+        f"{plural(found.images, 'image')}{classes} of {place}{among} were {compared}: "
+        f"files that cannot be read, {copies}, leaks between splits, class names, constant bands."
     )
 
 

@@ -55,6 +55,7 @@ class ImageSource(ABC):
         scene: Where each image lies, for the patches of a scene.
         in_memory: Whether images are at hand without decoding.
         fixed: Whether the collection never grows.
+        copies_grouped: Whether the code makes the images, those of one origin as a group: there are no other copies.
         parts: Names of the labels of points, where :meth:`read` returns "parts": indices into them, shape ``(B, N)``,
             -1 where there is no point.
         is_image: Whether the streams are images, which can be drawn, compared as thumbnails and measured band by band.
@@ -78,6 +79,7 @@ class ImageSource(ABC):
     scene: Scene | None = None
     in_memory: bool = False
     fixed: bool = False
+    copies_grouped: bool = False
     parts: tuple[str, ...] = ()
     is_image: bool = True
     views: int = 1
@@ -198,6 +200,7 @@ class WrappedSource(ImageSource):
         self.bands, self.wavelengths, self.numbering = source.bands, source.wavelengths, source.numbering
         self.in_memory, self.fixed, self.is_image = source.in_memory, source.fixed, source.is_image
         self.parts, self.views, self.draws = source.parts, source.views, source.draws
+        self.copies_grouped = source.copies_grouped
         self.left_out, self.notes = source.left_out, source.notes
         self.values, self.value_notes = source.values, source.value_notes
 

@@ -35,6 +35,7 @@ class MovingDigitsSource(ImageSource):
 
     in_memory = True
     fixed = True
+    copies_grouped = True
 
     def __init__(self, size: tuple[int, ...]) -> None:
         self._digits = torch.from_numpy(stored_digits().images).float()[:, None] / 16.0

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from vitrail.data.alignment import Alignment
 from vitrail.data.candidate_pairs import (
@@ -64,7 +65,8 @@ def find_clip_copies(clips: Sequence[ScannedClip], distance: int = 8) -> SearchR
     """
     groups = DisjointSets(range(len(clips)))
     copies, rest = [], []
-    for (first, second), proposals in sorted(_strongest(_propose(clips)).items()):
+    pairs = sorted(_strongest(_propose(clips)).items())
+    for (first, second), proposals in tqdm(pairs, "comparing", unit="pair", leave=False, disable=None):
         # A group that is connected already needs no further pair.
         if groups.joined(first, second):
             continue
@@ -94,7 +96,8 @@ def _propose(clips: Sequence[ScannedClip]) -> dict[tuple[int, int], list[_Propos
     small = np.stack([clips[row].small[frame] for row, frame in places])
     rows = np.array([row for row, _ in places])
     found: dict[tuple[int, int], list[_Proposal]] = {}
-    for block in similar_pairs(small, np.searchsorted(rows, rows, side="right")):
+    blocks = similar_pairs(small, np.searchsorted(rows, rows, side="right"))
+    for block in tqdm(blocks, "searching", unit="block", leave=False, disable=None):
         for (i, j), turn in zip(block.ends(), block.orientation.tolist(), strict=True):
             (first, frame), (second, other) = places[i], places[j]
             found.setdefault((first, second), []).append((frame, other, turn))

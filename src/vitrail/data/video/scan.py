@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-from vitrail.data.sources.base import ImageSource, to_unit, unwrap_source
-from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored, thumbnails
+from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored
 from vitrail.data.video.decode import each_frame_checked
-from vitrail.data.video.source import VideoSource
+from vitrail.data.video.source import VideoSource, has_times
 from vitrail.errors import DataError
 
 # Thumbnails of a clip: at most so many, fewer where all clips together would exceed the other number, never fewer than
@@ -34,14 +34,14 @@ class ScannedClip:
         times: Seconds of each thumbnail from the start of the clip, in order, shape ``(F,)``.
         small: Gray thumbnails at equal distances in time, shape ``(F, 32, 32)``.
         duration: Length in seconds.
-        rate: Mean frames a second of its file.
+        rate: Mean frames a second of its file; None where it has no times of its own, and none are given.
         fault: Damage; "" where all frames are sound.
     """
 
     times: npt.NDArray[np.float64]
     small: Thumbnails
     duration: float
-    rate: float
+    rate: float | None
     fault: str = ""
 
 
@@ -52,14 +52,14 @@ class ClipFacts:
     Attributes:
         damaged: Clips with damaged frames, and what is wrong.
         still: Clips in which nothing moves.
-        rates: Frames a second of the files, rounded, and how many clips have each; the most frequent first.
-        durations: Shortest, median and longest clip in seconds.
+        rates: Frames a second of the files, rounded from 10 on, and how many clips have each; the most frequent first.
+        durations: Shortest, median and longest clip in seconds; None where no clip has times.
     """
 
     damaged: list[tuple[str, str]]
     still: list[str]
-    rates: list[tuple[int, int]]
-    durations: tuple[float, float, float]
+    rates: list[tuple[float, int]]
+    durations: tuple[float, float, float] | None
 
 
 def clip_facts(keys: Sequence[str], clips: Sequence[ScannedClip]) -> ClipFacts:
@@ -70,13 +70,19 @@ def clip_facts(keys: Sequence[str], clips: Sequence[ScannedClip]) -> ClipFacts:
         clips: What decoding them gave, one each.
     """
     pairs = list(zip(keys, clips, strict=True))
-    durations = np.array([clip.duration for clip in clips])
+    timed = [(clip.duration, clip.rate) for clip in clips if clip.rate is not None]
+    lengths = np.array([length for length, _ in timed])
     return ClipFacts(
         damaged=[(key, clip.fault) for key, clip in pairs if clip.fault],
         still=[key for key, clip in pairs if not clip.fault and _moves(clip.small) <= _STILL],
-        rates=Counter(round(clip.rate) for clip in clips).most_common(),
-        durations=(float(durations.min()), float(np.median(durations)), float(durations.max())),
+        rates=Counter(_rounded(rate) for _, rate in timed).most_common(),
+        durations=(float(lengths.min()), float(np.median(lengths)), float(lengths.max())) if timed else None,
     )
+
+
+def _rounded(rate: float) -> float:
+    """Round a rate to a whole number from 10 on, to two digits below."""
+    return round(rate) if rate >= 10 else float(f"{rate:.2g}")
 
 
 def _moves(small: Thumbnails) -> int:
@@ -84,36 +90,29 @@ def _moves(small: Thumbnails) -> int:
     return int((small.max(0) - small.min(0)).max()) if len(small) else 0
 
 
-def scan_clips(source: ImageSource, rows: Sequence[int]) -> list[ScannedClip]:
+def scan_clips(source: VideoSource, rows: Sequence[int]) -> list[ScannedClip]:
     """Decode clips to their ends, several files at a time, each file once for all of its clips.
 
     Args:
-        source: Clips of files, or others, whose frames are a second apart here.
-        rows: Indices of the clips.
+        source: The clips.
+        rows: Indices of those to decode.
     """
     most = min(_MOST, max(_LEAST, _ALTOGETHER // max(1, len(rows))))
-    clips = unwrap_source(source)
-    if not isinstance(clips, VideoSource):
-        return [_scan_read(source, row) for row in rows]
     files: dict[Path, list[int]] = {}
     for row in rows:
-        files.setdefault(clips.video(row).path, []).append(row)
+        files.setdefault(source.video(row).path, []).append(row)
     with ThreadPoolExecutor() as pool:
-        found = dict(
-            pair for part in pool.map(lambda own: _scan_file(clips, own, most), files.values()) for pair in part
-        )
+        parts = pool.map(lambda own: _scan_file(source, own, most), files.values())
+        shown = tqdm(parts, "decoding", total=len(files), unit="file", leave=False, disable=None)
+        found = dict(pair for part in shown for pair in part)
     return [found[row] for row in rows]
-
-
-def _scan_read(source: ImageSource, row: int) -> ScannedClip:
-    frames = to_unit(source.read([row])[source.first])[0].transpose(0, 1)
-    return ScannedClip(np.arange(len(frames), dtype=np.float64), thumbnails(frames), float(len(frames)), 1.0)
 
 
 def _scan_file(source: VideoSource, rows: Sequence[int], most: int) -> list[tuple[int, ScannedClip]]:
     """Decode a file once for the clips that are parts of it; return each with its row."""
     index = source.video(rows[0])
     times = np.array(index.times)
+    timed = len(times) > 1 and has_times(source.config, index.path)
     own = {row: _spread(np.flatnonzero(_inside(times, source.span(row))), most) for row in rows}
     wanted = {number for numbers in own.values() for number in numbers}
     small: dict[int, Thumbnails] = {}
@@ -134,15 +133,14 @@ def _scan_file(source: VideoSource, rows: Sequence[int], most: int) -> list[tupl
         inside = _inside(times, (start, end))
         fault = cut
         if inside[decoded:].any():
-            fault = (
-                f"can be decoded to {times[decoded - 1] if decoded else 0.0:.2f} s of {index.duration:.2f} s{reason}"
-            )
+            seconds = f"{times[decoded - 1] if decoded else 0.0:.2f} s of {index.duration:.2f} s"
+            fault = f"can be decoded to {seconds if timed else f'frame {decoded} of {len(times)}'}{reason}"
         elif (damaged & inside).any():
             first = times[(damaged & inside).argmax()]
             fault = f"has damaged frames ({(damaged & inside).sum()} of {inside.sum()}, the first at {first:.2f} s)"
         good = [number for number in numbers if number in small]
         frames = np.stack([small[number] for number in good]) if good else np.zeros((0, SIDE, SIDE), dtype=np.uint8)
-        found.append((row, ScannedClip(times[good] - start, frames, end - start, index.rate, fault)))
+        found.append((row, ScannedClip(times[good] - start, frames, end - start, index.rate if timed else None, fault)))
     return found
 
 

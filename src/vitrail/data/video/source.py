@@ -271,6 +271,11 @@ def crop_side(frame: Tensor, size: tuple[int, int], along: float) -> Tensor:
     return frame[:, top : top + rows, left : left + columns]
 
 
+def has_times(config: DataConfig, path: Path) -> bool:
+    """Whether the times of a clip's frames are known: those of a folder of pictures are where its rate is given."""
+    return not path.is_dir() or config.video.folder_fps is not None
+
+
 def require_times(config: DataConfig, path: Path, why: str) -> None:
     """Check that a clip has times where settings are in seconds; folders of pictures have none of their own.
 
@@ -282,7 +287,7 @@ def require_times(config: DataConfig, path: Path, why: str) -> None:
     Raises:
         ConfigError: A folder, and ``data.video.folder_fps`` is not given.
     """
-    if config.video.folder_fps is None and path.is_dir():
+    if not has_times(config, path):
         raise ConfigError(
             f"{path} is a folder of frames, and {why} is in seconds; set data.video.folder_fps, its frames a second"
         )
