@@ -1,10 +1,18 @@
 """Intersection over union of parts, by a count of every point."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from vitrail.bootstrap import Bootstrap
-from vitrail.evaluate.parts import PartCounts, part_measures
+from vitrail.config.data import DataConfig
+from vitrail.data.dataset import open_data
+from vitrail.errors import DataError
+from vitrail.evaluate import parts, robustness
+from vitrail.evaluate.parts import PartCounts, draw_parts, part_measures
+from vitrail.evaluate.saved_predictions import Intervals, SavedPredictions
 
 NAMES = ("leg", "seat", "back", "never")
 
@@ -81,3 +89,47 @@ def test_intervals_are_over_clouds():
     assert alone["miou_low"] is None
     perfect = part_measures(PartCounts.of(true, true, 4), NAMES, None)
     assert perfect["miou"] == perfect["accuracy"] == perfect["miou_clouds"] == 1.0
+
+
+@pytest.mark.parametrize("added", [[], ["a.txt"], ["z.txt"], ["a.txt", "c1.txt", "d.txt"]])
+def test_clouds_are_drawn_by_their_keys(tmp_path, monkeypatch, added):
+    rng = np.random.default_rng(0)
+
+    def write(name):
+        points = rng.normal(size=(12, 3))
+        (tmp_path / "solids" / "cube").mkdir(parents=True, exist_ok=True)
+        np.savetxt(tmp_path / "solids" / "cube" / name, np.column_stack([points, rng.integers(0, 3, 12)]))
+
+    def opened():
+        settings = {"source": "points", "path": str(tmp_path / "solids"), "points.part": "feature0"}
+        return open_data(DataConfig().changed(settings), (12,))
+
+    for name in ("b.txt", "c.txt", "e.txt", "f.txt"):
+        write(name)
+    before = opened()
+    keys = list(before.source.keys)
+    batch = before.batch(range(4))
+    labels = list(batch["parts"].numpy().astype(np.int64))
+    table = pd.DataFrame({"index": range(4), "path": keys, "parts": labels, "predicted": labels})
+    for name in added:
+        write(name)
+    drawn = []
+    monkeypatch.setattr(parts, "parts_figure", lambda clouds, *_: drawn.extend(clouds))
+    draw_parts(opened(), table.iloc[[2, 0]], ("leg", "seat", "back"))
+    for cloud, index in zip(drawn, (2, 0), strict=True):
+        np.testing.assert_array_equal(cloud, batch["points"][index].numpy())
+    (tmp_path / "solids" / keys[0]).unlink()
+    with pytest.raises(DataError, match=f"{keys[0]} was evaluated and is not among the images any more"):
+        draw_parts(opened(), table, ("leg", "seat", "back"))
+
+
+def test_groups_of_saved_predictions_are_found_by_key(monkeypatch):
+    keys = [f"{i}.png" for i in range(6)]
+    table = pd.DataFrame({"index": range(6), "path": keys, "group": list("aabbcc")})
+    monkeypatch.setattr(SavedPredictions, "read", lambda *_: SimpleNamespace(table=table))
+    source = SimpleNamespace(keys=["0.jpg", *reversed(keys)])  # a file more, in another order
+    evaluated = SimpleNamespace(run="run", name="test", images=SimpleNamespace(source=source))
+    found = robustness._bootstrap(evaluated, None, [1, 3, 6], Intervals())
+    assert list(found.groups) == ["c", "b", "a"]
+    with pytest.raises(DataError, match=r"0\.jpg is not among the saved predictions of test; evaluate run again"):
+        robustness._bootstrap(evaluated, None, [0, 1], Intervals())

@@ -10,7 +10,6 @@ from typing import Any
 import numpy.typing as npt
 import pandas as pd
 
-from vitrail.analyze.examples import indices_of
 from vitrail.config.data import DataConfig
 from vitrail.config.renamed import rename
 from vitrail.config.schema import Recipe
@@ -190,5 +189,5 @@ class OpenedRuns:
             DataError: Images that cannot be opened.
         """
         data = self.images(evaluation)
-        streams = data.load(indices_of(data.source, keys))
+        streams = data.load(data.source.indices_of(keys))
         return list(show_inputs(streams, data.source.bands))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,6 @@ import pandas as pd
 from torch import Tensor
 
 from vitrail.data.dataset import ImageData
-from vitrail.data.sources.base import ImageSource
-from vitrail.errors import DataError
 from vitrail.explain.capture.record import first_tiles
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import upsample
@@ -69,26 +66,13 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     else:
         per_class = max(1, most // len(trained.card.classes))
         chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
-    indices = indices_of(data.source, list(chosen["path"]))
+    indices = data.source.indices_of(list(chosen["path"]))
     streams = data.load(indices)
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, predicted = true_and_predicted(trained, target, logits)
         titles.append(true if true == predicted else f"{true}\npredicted: {predicted}")
     return Examples(show_inputs(streams, data.source.bands), titles, trained.normalize(streams), indices)
-
-
-def indices_of(source: ImageSource, keys: Sequence[str]) -> list[int]:
-    """Find the indices of images by their keys.
-
-    Raises:
-        DataError: A key is missing from the source.
-    """
-    known = {key: i for i, key in enumerate(source.keys)}
-    missing = [key for key in keys if key not in known]
-    if missing:
-        raise DataError(f"{missing[0]} was evaluated and is not among the images any more")
-    return [known[key] for key in keys]
 
 
 def in_turns(predictions: pd.DataFrame, multi_label: bool) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitrail.analyze.examples import indices_of
 from vitrail.data.dataset import ImageData
 from vitrail.figures.clouds import show_inputs
 from vitrail.figures.mistakes import mistakes_figure
@@ -28,7 +27,7 @@ def draw_mistakes(data: ImageData, mistakes: pd.DataFrame, most: int = 24) -> Fi
     rows = mistakes.head(most)
     # One at a time: sources may hold images of several sizes.
     pictures = [
-        show_inputs(data.load([index]), data.source.bands)[0] for index in indices_of(data.source, list(rows["path"]))
+        show_inputs(data.load([index]), data.source.bands)[0] for index in data.source.indices_of(list(rows["path"]))
     ]
     return mistakes_figure(pictures, rows)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitrail.analyze.evaluated import Evaluation
-from vitrail.analyze.examples import in_turns, indices_of, true_and_predicted
+from vitrail.analyze.examples import in_turns, true_and_predicted
 from vitrail.analyze.explanations import explain_images, signed_methods
 from vitrail.data.dataset import ImageData
 from vitrail.evaluate.selective import confidence_and_correct
@@ -60,7 +60,7 @@ def animate_examples(
         DataError: A clip is not in the data any more, or cannot be decoded.
     """
     chosen = _choose(evaluation)
-    indices = indices_of(data.source, list(chosen["path"]))
+    indices = data.source.indices_of(list(chosen["path"]))
     found = []
     for index, row in zip(indices, chosen.to_dict("records"), strict=True):
         # Of the class that all views of the clip predict together, which the clip in the middle need not.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
-from vitrail.analyze.examples import Examples, choose_methods, in_turns, indices_of, rollout_refusal
+from vitrail.analyze.examples import Examples, choose_methods, in_turns, rollout_refusal
 from vitrail.analyze.explained import Explained
 from vitrail.analyze.explanations import explain_images, panels_of
 from vitrail.data.dataset import ImageData
@@ -61,7 +61,7 @@ def models_side_by_side(models: Sequence[tuple[str, Evaluation]], opened: Opened
                 found.problems.append(f"{label}: {refusal}.")
                 continue
             keys = keys or _choose(evaluation, trained)
-            explained = list(explain_images(trained, data, indices_of(data.source, keys), {_METHOD: {}}))
+            explained = list(explain_images(trained, data, data.source.indices_of(keys), {_METHOD: {}}))
         except (DataError, RunError) as error:
             found.problems.append(f"{label} is not drawn: {error}.")
             continue

@@ -322,11 +322,14 @@ def draw_parts(clouds: ImageData, table: pd.DataFrame, names: Sequence[str]) -> 
     """Draw the true and the predicted parts of clouds.
 
     Args:
-        clouds: The evaluated clouds.
+        clouds: The evaluated clouds, which may have changed since.
         table: Rows of :func:`predict_parts`, at least one.
         names: Names of the parts.
+
+    Raises:
+        DataError: A cloud is missing.
     """
-    points = clouds.load(table["index"].to_list())["points"].numpy()
+    points = clouds.load(clouds.source.indices_of(table["path"].to_list()))["points"].numpy()
     known = [parts >= 0 for parts in table["parts"]]
     measured = count_table(table, len(names)).of_clouds()
     figures = ["no labels" if np.isnan(miou) else f"mIoU {miou:.2f}" for miou in measured]

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.bootstrap import NOT_SHOWN, Bootstrap
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate import statistics
 from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
 from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
@@ -313,8 +313,15 @@ def accuracy_with_groups(correct: Correct, bootstrap: Bootstrap | None) -> tuple
 def _bootstrap(
     evaluated: Evaluated, data: DataConfig | None, indices: Sequence[int], intervals: Intervals
 ) -> Bootstrap | None:
-    table = SavedPredictions.read(evaluated.run, evaluated.name).table.set_index("index").loc[list(indices)]
-    return intervals.bootstrap(table.reset_index(), data)
+    table = SavedPredictions.read(evaluated.run, evaluated.name).table
+    rows = {key: row for row, key in enumerate(table["path"])}
+    keys = [evaluated.images.source.keys[i] for i in indices]
+    missing = [key for key in keys if key not in rows]
+    if missing:
+        raise DataError(
+            f"{missing[0]} is not among the saved predictions of {evaluated.name}; evaluate {evaluated.run} again"
+        )
+    return intervals.bootstrap(table.iloc[[rows[key] for key in keys]].reset_index(drop=True), data)
 
 
 def _with_progress(batches: Iterator[Batch], images: int, what: str) -> Iterator[Batch]:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from vitrail.analyze.cloud_explanations import values_of_points
 from vitrail.analyze.confusion import draw_confusion
 from vitrail.analyze.evaluated import OpenedRuns
-from vitrail.analyze.examples import indices_of
 from vitrail.analyze.explanations import explain_images
 from vitrail.errors import ConfigError, DataError, plural
 from vitrail.evaluate.parts import count_table, draw_parts, predicted_only
@@ -179,7 +178,7 @@ def _explanations(run: LoadedRun, opened: OpenedRuns) -> tuple[Picture, Figure |
     settings: dict[str, dict[str, Any]] = {method: {} for method in methods}
     try:
         data = opened.images(run.part)
-        indices = indices_of(data.source, run.folder.read_predictions(run.name)["path"].to_list())
+        indices = data.source.indices_of(run.folder.read_predictions(run.name)["path"].to_list())
         # The first cloud of each class.
         first = dict(reversed([(data.source.targets[i].tobytes(), i) for i in indices]))
         explained = list(explain_images(trained, data, sorted(first.values())[:_EXPLAINED], settings))

@@ -17,6 +17,7 @@ from torch import Tensor
 from vitrail.data.classes import Numbering
 from vitrail.data.stored_values import StreamValues
 from vitrail.data.thumbnails import Thumbnails, thumbnails
+from vitrail.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,18 @@ class ImageSource(ABC):
             return ""
         own = self.targets[index]
         return self.classes[int(own)] if own.ndim == 0 else "+".join(self.classes[i] for i in np.flatnonzero(own))
+
+    def indices_of(self, keys: Sequence[str]) -> list[int]:
+        """Find images of an evaluation by their keys: indices change where images were added or deleted since.
+
+        Raises:
+            DataError: A key is missing.
+        """
+        known = {key: i for i, key in enumerate(self.keys)}
+        missing = [key for key in keys if key not in known]
+        if missing:
+            raise DataError(f"{missing[0]} was evaluated and is not among the images any more")
+        return [known[key] for key in keys]
 
     def has_class(self, target: int) -> npt.NDArray[np.bool_]:
         """Return whether each image has a class (or has it among its labels), shape ``(N,)``."""
