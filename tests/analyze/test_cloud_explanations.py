@@ -5,13 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 import vitrail
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError
 from vitrail.evaluate.parts import PointLabels
 from vitrail.explain import explain
-from vitrail.figures.clouds import cloud_picture, interactive_clouds, point_ranks, turntable_figure
+from vitrail.figures.clouds import (
+    cloud_picture,
+    interactive_clouds,
+    part_colors,
+    parts_figure,
+    point_ranks,
+    turntable_figure,
+)
 from vitrail.models import list_families
 
 METHODS = ("rollout", "gradient_rollout", "gradcam", "gradcam++", "layercam", "eigencam")
@@ -207,13 +215,39 @@ def test_labels_of_points_in_words():
     assert PointLabels(labels.predicted, np.full(5, -1), labels.names).describe() == "seat 75%, leg 25%"
 
 
-def test_parts_have_a_colour_and_an_entry_each():
-    points = np.random.default_rng(0).normal(size=(6, 3))
-    values = {"parts": np.array([0, 0, 2, -1, 2, 2]), "method": np.linspace(0, 1, 6)}
-    figure = interactive_clouds(points, values, ("a", "b", "c"))
+@pytest.mark.parametrize("number", [3, 10, 12, 20])
+def test_parts_have_a_colour_and_an_entry_each(number):
+    points = np.random.default_rng(0).normal(size=(7, 3))
+    names, last = [f"part {i}" for i in range(number)], number - 1
+    values = {"parts": np.array([0, 0, last, -1, last, last, -1]), "method": np.linspace(0, 1, 7)}
+    figure = interactive_clouds(points, values, names)
+    shown = ["part 0", f"part {last}", "no label"]
     assert [(trace.name, len(trace.x), trace.visible) for trace in figure.data] == [
-        ("a", 2, True), ("c", 3, True), ("method", 6, False)]  # fmt: skip
-    assert figure.data[0].marker.color != figure.data[1].marker.color
-    assert figure.layout.updatemenus[0].buttons[1].args[0] == {"visible": [False, False, True]}
-    drawn = turntable_figure([points] * 2, list(values.values()), ["p", "m"], views=2, names=("a", "b", "c"))
-    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["a", "c"]
+        (shown[0], 2, True), (shown[1], 3, True), (shown[2], 2, True), ("method", 7, False)]  # fmt: skip
+    colors = [trace.marker.color for trace in figure.data[:3]]
+    assert to_hex(part_colors(np.array([-1]), names)[0]) == colors[2]
+    assert colors[2] not in [to_hex(color) for color in part_colors(np.arange(number), names)]
+    assert len(set(colors)) == 3
+    assert figure.layout.updatemenus[0].buttons[1].args[0] == {"visible": [False, False, False, True]}
+    # Where there is no point, there is no label to draw.
+    padded = np.concatenate([points, np.full((1, 3), np.nan)])
+    parts = np.append(values["parts"], -1)
+    drawn = [
+        turntable_figure([padded] * 2, [parts, np.append(values["method"], 0)], ["p", "m"], views=2, names=names),
+        parts_figure([points], ([values["parts"]], [values["parts"].clip(0)]), names, ["p"]),
+    ]
+    for own in drawn:
+        assert [text.get_text() for text in own.legends[0].get_texts()] == shown
+        assert [to_hex(mark.get_color()) for mark in own.legends[0].legend_handles] == colors
+    labelled = parts >= 0
+    (whole,) = turntable_figure([padded[labelled]], [parts[labelled]], ["p"], names=names).legends
+    assert [text.get_text() for text in whole.get_texts()] == shown[:2]
+
+
+def test_points_without_a_label_are_gray():
+    points = np.random.default_rng(0).normal(size=(9, 3))
+    picture = cloud_picture(points, part_colors(np.full(9, -1), list("abc")), side=60)
+    assert np.ptp(picture, axis=2).max() < 1e-9
+    assert (picture < 1).any()
+    colored = cloud_picture(points, part_colors(np.full(9, 2), list("abc")), side=60)
+    assert np.ptp(colored, axis=2).max() > 0.3

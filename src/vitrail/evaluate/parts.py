@@ -330,14 +330,14 @@ def draw_parts(clouds: ImageData, table: pd.DataFrame, names: Sequence[str]) -> 
         DataError: A cloud is missing.
     """
     points = clouds.load(clouds.source.indices_of(table["path"].to_list()))["points"].numpy()
-    known = [parts >= 0 for parts in table["parts"]]
+    real = [labels >= 0 for labels in table["predicted"]]
     measured = count_table(table, len(names)).of_clouds()
     figures = ["no labels" if np.isnan(miou) else f"mIoU {miou:.2f}" for miou in measured]
     return parts_figure(
-        [cloud[own] for cloud, own in zip(points, known, strict=True)],
+        [cloud[own] for cloud, own in zip(points, real, strict=True)],
         (
-            [parts[own] for parts, own in zip(table["parts"], known, strict=True)],
-            [labels[own] for labels, own in zip(table["predicted"], known, strict=True)],
+            [parts[own] for parts, own in zip(table["parts"], real, strict=True)],
+            [labels[own] for labels, own in zip(table["predicted"], real, strict=True)],
         ),
         names,
         [f"{key}: {figure}" for key, figure in zip(table["path"], figures, strict=True)],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -19,19 +19,19 @@ Array = npt.NDArray[Any]
 _SIDE = 160
 _ELEVATION = 20.0
 _AZIMUTH = 35.0
+# Points without a label: their entry in the legend, and their colour, which is none of a part's.
+_NO_LABEL, _GRAY = "no label", "#dcdcdc"
 
 
-def cloud_picture(
-    points: Array, values: Array | None = None, *, azimuth: float = _AZIMUTH, side: int = _SIDE, colors: str = "viridis"
-) -> Array:
+def cloud_picture(points: Array, values: Array | None = None, *, azimuth: float = _AZIMUTH, side: int = _SIDE) -> Array:
     """Draw a cloud in parallel projection, its z axis up; near points cover far ones, which are paler.
 
     Args:
         points: Shape ``(N, 3)``; NaN where there is no point.
-        values: Number of each point in 0..1 for its colour, shape ``(N,)``; blue by depth when not given.
+        values: Number of each point in 0..1 for its colour, shape ``(N,)``, or the colour, shape ``(N, 3)``; blue by
+            depth when not given.
         azimuth: Angle about the z axis in degrees.
         side: Height and width in pixels.
-        colors: Colormap of the values.
 
     Returns:
         Shape ``(side, side, 3)``, in 0..1, on white.
@@ -51,7 +51,7 @@ def cloud_picture(
     if values is None:
         paint = np.outer(1 - near, [0.75, 0.8, 0.9]) + np.outer(near, [0.05, 0.25, 0.5])
     else:
-        full = colormaps[colors](np.clip(values[real], 0, 1))[:, :3]
+        full = values[real] if values.ndim == 2 else colormaps["viridis"](np.clip(values[real], 0, 1))[:, :3]
         paint = full * (0.7 + 0.3 * near[:, None]) + 0.3 * (1 - near[:, None])
     center = (side - 1) / 2
     reach = 0.92 * center - radius
@@ -91,45 +91,63 @@ def turntable_figure(
 
     Args:
         clouds: Shape ``(N, 3)`` each.
-        values: Of each point, shape ``(N,)`` each: a number in 0..1, or as whole numbers a part (-1: none of them);
+        values: Of each point, shape ``(N,)`` each: a number in 0..1, or as whole numbers a part (-1: no label);
             nothing for clouds coloured by depth.
         titles: Of the rows.
         views: Number of directions.
         names: Names of the parts.
     """
-    present = [own[own >= 0] for own in values or () if own.dtype.kind == "i"]
-    colors, number = _part_colors(names)
+    colors = [part_colors(own, names) if own.dtype.kind == "i" else own for own in values or ()]
+    present = [
+        own[np.isfinite(cloud).all(axis=1)]
+        for cloud, own in zip(clouds, values or (), strict=False)
+        if own.dtype.kind == "i"
+    ]
     figure = Figure(figsize=(1.4 * views, 1.6 * len(clouds)), layout="constrained")
     axes = figure.subplots(len(clouds), views, squeeze=False)
     for row, (cloud, title) in enumerate(zip(clouds, titles, strict=True)):
         for column in range(views):
-            own, map_name = None if values is None else values[row], "viridis"
-            if own is not None and own.dtype.kind == "i":
-                own, map_name = part_values(own, number), colors
             azimuth = _AZIMUTH + 360.0 * column / views
             axis = axes[row, column]
-            axis.imshow(cloud_picture(cloud, own, azimuth=azimuth, colors=map_name), interpolation="nearest")
+            picture = cloud_picture(cloud, colors[row] if colors else None, azimuth=azimuth)
+            axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
         axes[row, 0].set_title(title, loc="left", fontsize=8)
     if present:
-        _add_legend(figure, np.unique(np.concatenate(present)), names)
+        _add_legend(figure, np.concatenate(present), names)
     return figure
 
 
-def _part_colors(names: Sequence[str]) -> tuple[str, int]:
-    """Choose the colormap of parts, and how many colours it has."""
-    return ("tab10", 10) if len(names) <= 10 else ("tab20", 20)
+def part_colors(parts: Array, names: Sequence[str]) -> Array:
+    """Choose the colours of parts.
+
+    Args:
+        parts: Shape ``(N,)``; -1 is no label.
+        names: Names of all parts; more than 10 have 20 colours.
+
+    Returns:
+        Shape ``(N, 3)``, in 0..1.
+    """
+    map_name, number = ("tab10", 10) if len(names) <= 10 else ("tab20", 20)
+    colors: Array = colormaps[map_name](parts % number)[:, :3]
+    colors[parts < 0] = to_rgb(_GRAY)
+    return colors
 
 
-def part_values(parts: Array, number: int) -> Array:
-    """Convert parts ``(N,)`` to values of their colours in 0..1, of so many colours."""
-    return (parts % number + 0.5) / number
+def _legend(parts: Array, names: Sequence[str]) -> dict[int, tuple[str, str]]:
+    """Return name and colour of each part that occurs, points without a label last."""
+    found = sorted(np.unique(parts).tolist(), key=lambda part: (part < 0, part))
+    colors = part_colors(np.array(found, dtype=np.int64), names)
+    return {
+        part: (names[part] if part >= 0 else _NO_LABEL, to_hex(color))
+        for part, color in zip(found, colors, strict=True)
+    }
 
 
-def _add_legend(figure: Figure, present: Array, names: Sequence[str]) -> None:
-    colors, number = _part_colors(names)
-    marks = [Line2D([], [], marker="o", linestyle="", color=colormaps[colors](int(i) % number)) for i in present]
-    figure.legend(marks, [names[i] for i in present], loc="outside lower center", ncols=4, fontsize=7)
+def _add_legend(figure: Figure, parts: Array, names: Sequence[str]) -> None:
+    entries = _legend(parts, names).values()
+    marks = [Line2D([], [], marker="o", linestyle="", color=color) for _, color in entries]
+    figure.legend(marks, [name for name, _ in entries], loc="outside lower center", ncols=4, fontsize=7)
 
 
 def parts_figure(
@@ -139,23 +157,22 @@ def parts_figure(
 
     Args:
         clouds: Shape ``(N, 3)`` each.
-        parts: True and predicted part of each point, shape ``(N,)`` each.
+        parts: True and predicted part of each point, shape ``(N,)`` each; -1 is no label.
         names: Names of the parts.
         titles: Of the rows.
     """
-    colors, number = _part_colors(names)
     figure = Figure(figsize=(5.6, 1.5 * len(clouds) + 0.3 * (len(names) // 4 + 1)), layout="constrained")
     axes = figure.subplots(len(clouds), 4, squeeze=False)
     for row, (cloud, title) in enumerate(zip(clouds, titles, strict=True)):
         for column in range(4):
             what, turned = divmod(column, 2)
-            values = part_values(parts[what][row], number)
-            picture = cloud_picture(cloud, values, azimuth=_AZIMUTH + 120.0 * turned, colors=colors)
+            colors = part_colors(parts[what][row], names)
+            picture = cloud_picture(cloud, colors, azimuth=_AZIMUTH + 120.0 * turned)
             axes[row, column].imshow(picture, interpolation="nearest")
             axes[row, column].set_axis_off()
         axes[row, 0].set_title(f"{title}, true", loc="left", fontsize=7)
         axes[row, 2].set_title("predicted", loc="left", fontsize=7)
-    _add_legend(figure, np.unique(np.concatenate([*parts[0], *parts[1]])), names)
+    _add_legend(figure, np.concatenate([*parts[0], *parts[1]]), names)
     return figure
 
 
@@ -164,21 +181,20 @@ def interactive_clouds(points: Array, values: Mapping[str, Array], names: Sequen
 
     Args:
         points: Shape ``(N, 3)``, all finite.
-        values: Name -> values of the points, shape ``(N,)``: numbers in 0..1, or as whole numbers parts (-1: none).
+        values: Name -> values of the points, shape ``(N,)``: numbers in 0..1, or as whole numbers parts (-1: no
+            label).
         names: Names of the parts.
     """
     import plotly.graph_objects as go
 
-    colors, number = _part_colors(names)
     traces: list[tuple[str, Any]] = []
     for name, own in values.items():
         if own.dtype.kind != "i":
             marker = {"color": own, "colorscale": "Viridis", "cmin": 0, "cmax": 1, "showscale": True}
             traces.append((name, _trace(go, points, name, marker)))
             continue
-        for part in np.unique(own[own >= 0]).tolist():
-            marker = {"color": to_hex(colormaps[colors](part % number))}
-            traces.append((name, _trace(go, points[own == part], names[part], marker)))
+        for part, (shown, color) in _legend(own, names).items():
+            traces.append((name, _trace(go, points[own == part], shown, {"color": color})))
     for kind, trace in traces:
         trace.visible = kind == next(iter(values))
     buttons = [
