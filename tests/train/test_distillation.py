@@ -12,6 +12,7 @@ from tests.deploy.eager import run_eagerly
 from tests.deploy.exporting import QUICK
 from tests.images import make_folder
 from vitrail.cli.main import main
+from vitrail.errors import ConfigError
 from vitrail.runs import RunFolder, load_trained
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.train.teacher import LoadedTeacher, teacher_hash
@@ -99,26 +100,25 @@ def test_classes_are_ordered_as_the_students(teacher):
     assert not logits.is_inference()
 
 
-def test_misuse_is_one_clear_line(images, teacher, exported, tmp_path, capsys):
+def test_misuse_is_one_clear_line(images, teacher, tmp_path, capsys):
     run = tmp_path / "x"
     fails(capsys, _distill(images, tmp_path / "none", run), 1, "no run folder at")
     without = [w for w in _distill(images, teacher, run) if w not in ("--task.teacher", str(teacher))]
     fails(capsys, without, 2, "task.teacher is missing")
     fails(capsys, _distill(images, teacher, run, "--task.alpha", "1.5"), 2, "task.alpha must be from 0 to 1, got 1.5")
-    for path in (teacher, exported):
-        gray = _distill(images, path, run, "--data.color", "gray", "--data.errors.on_band_mismatch", "convert")
-        fails(capsys, gray, 2, r"takes image: red, green, blue \(uint8\), and the data has image: gray \(")
-    clips = [
-        "--data.source",
-        "moving_digits",
-        "--model.name",
-        "vivit",
-        "--data.img_size",
-        "16",
-        "--task.name",
-        "distill",
-    ]
-    fails(capsys, ["train", *clips, "--task.teacher", str(exported), "--run.dir", str(run)], 2, "other classes than")
     other = make_folder(tmp_path / "other", classes=("light", "green"), splits=("train", "val"), per_class=4)
+    fails(capsys, _distill(other, teacher, run), 2, "other classes than the data: it lacks green; the data lacks dark")
+
+
+def test_other_inputs_and_classes_are_refused(teacher, exported):
+    card = load_trained(teacher).card
+    gray = StreamCard(("gray",), (0.5,), (0.2,), (16, 16), "uint8")
+    students = {
+        r"red, green, blue \(uint8\), and the data has image: gray \(uint8\)": {"streams": {"image": gray}},
+        "it lacks green; the data lacks dark": {"classes": ("green", "light")},
+        "needs one label an image": {"label_separator": ";"},
+    }
     for path in (teacher, exported):
-        fails(capsys, _distill(other, path, run), 2, "other classes than the data: it lacks green; the data lacks dark")
+        for message, changes in students.items():
+            with pytest.raises(ConfigError, match=message):
+                LoadedTeacher(path, dataclasses.replace(card, **changes))
