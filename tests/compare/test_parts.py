@@ -185,7 +185,20 @@ def test_clouds_of_other_points_are_not_paired(parts):
 @pytest.mark.parametrize(("content", "message"), [
     ({"metric": "f1_macro"}, "unknown metric 'f1_macro'"),
     ({"variants": {"a": {}, "b": {"task.name": "classification", "data.points.part": None}}}, "no common measure"),
+    ({"variants": {"a": {}, "b": {"model.num_points": 20}}}, "the variants a and b label 24 and 20 points of each"),
+    ({"tests": {"x": {}, "y": {"changes": {"model.num_points": 20}}}}, "good, x and good, y label 24 and 20 points"),
+    ({"tests": {"x": {}, "y": {"changes": {"data.points.num_points": 12}}}}, "good, x and good, y label 24 and 12"),
+    (
+        {"tests": {"x": {}, "y": {"changes": {"model.weights": "pretrained:nosuch"}}}},
+        r"tests.y: model.weights 'pretrained:nosuch' names no entry of pretrained",
+    ),
+    ({"variants": {"a": {}, "b": {"model.weights": "pretrained:no"}}}, "variant b: model.weights 'pretrained:no'"),
 ])  # fmt: skip
 def test_refused(parts, content, message):
     with pytest.raises(ConfigError, match=message):
         parts(**content)
+
+
+def test_tests_of_the_same_number_of_points_are_planned(parts):
+    suite = parts(seeds=1, tests={"plain": {}, "turned": {"changes": {"data.points.turn": "so3"}}})
+    assert len(plan(suite)) == 4

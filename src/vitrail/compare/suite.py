@@ -17,6 +17,7 @@ from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.data.augment.test_time import tta_views
 from vitrail.errors import ConfigError, closest
 from vitrail.evaluate.image_scores import ALL_SCORES, PART_SCORES, SCORES
+from vitrail.models.image_size import image_size
 from vitrail.models.registry import find_family
 
 # Settings that the suite sets for all of its runs, and its keys that decide them.
@@ -175,6 +176,8 @@ def load_suite(
     if against is not None and against not in names:
         raise ConfigError(f"{where}against names no variant: {against!r}{closest(against, names)}")
     metric = _read_metric(content.get("metric"), variants, where)
+    if variants[0].recipe.task.name == "parts":
+        _check_points(variants, where)
     alpha = content.get("alpha", 0.05)
     if not isinstance(alpha, float) or not 0 < alpha < 0.5:
         raise ConfigError(f"{where}alpha must be above 0 and below 0.5, got {alpha!r}")
@@ -341,20 +344,39 @@ def _read_variants(
         if base is None:
             raise ConfigError(f"{where} has no recipe; give the suite the key 'recipe'")
         recipe = _read_recipe(_read_base(file, base, where, bases), [*shared, changes, extra], where)
-        weights = recipe.model.weights
-        if weights is not None and weights.startswith(PRETRAINED):
-            wanted = weights.removeprefix(PRETRAINED)
-            if wanted not in pretrained:
-                raise ConfigError(f"{where}: model.weights {weights!r} names no entry of pretrained"
-                                  f"{closest(wanted, pretrained)}")  # fmt: skip
+        _check_weights(recipe, pretrained, where)
         for test, (views, more) in (tests or {"": (tta, {})}).items():
             trained = recipe
             if more:
                 layers = [*shared, changes, more, extra]
                 trained = _read_recipe(_read_base(file, base, where, bases), layers, f"{file}: tests.{test}")
+                _check_weights(trained, pretrained, f"{file}: tests.{test}")
             shown = changes | dict(more) | ({} if views == "none" else {"evaluate.tta": views})
             result.append(Variant(f"{name}, {test}" if test else str(name), trained, shown, views, str(name), test))
     return tuple(result)
+
+
+def _check_weights(recipe: Recipe, pretrained: Mapping[str, Any], where: str) -> None:
+    """Reject weights of a pre-training that the suite does not have."""
+    weights = recipe.model.weights
+    if weights is not None and weights.startswith(PRETRAINED):
+        wanted = weights.removeprefix(PRETRAINED)
+        if wanted not in pretrained:
+            raise ConfigError(
+                f"{where}: model.weights {weights!r} names no entry of pretrained{closest(wanted, pretrained)}"
+            )
+
+
+def _check_points(variants: Sequence[Variant], where: str) -> None:
+    """Reject variants that label other points of the same clouds, which cannot be paired."""
+    sizes = {variant.name: image_size(variant.recipe)[0] for variant in variants}
+    (first, number), *others = sizes.items()
+    for name, own in others:
+        if own != number:
+            raise ConfigError(
+                f"{where}the variants {first} and {name} label {number} and {own} points of each cloud; give all "
+                "variants and tests the same model.num_points (or data.points.num_points)"
+            )
 
 
 def _read_tests(given: Any, content: Mapping[str, Any], file: Path) -> dict[str, tuple[str, Mapping[str, Any]]]:
