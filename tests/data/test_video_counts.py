@@ -30,7 +30,7 @@ def videos(tmp_path, monkeypatch):
         counted.append(path.name)
         if path.read_text().startswith("broken"):
             raise DataError(f"{path} cannot be decoded: broken")
-        return VideoIndex.of_stamps(path, json.loads(path.read_text()), 1 / 12800, (12, 16))
+        return VideoIndex.of_stamps(path, json.loads(path.read_text()), 1 / 12800, (12, 16), path.name == "b")
 
     monkeypatch.setattr(counts, "index_video", index_video)
     (tmp_path / "videos").mkdir()

@@ -18,7 +18,7 @@ from vitrail.errors import DataError, RunError
 from vitrail.files import cache_folder, write_text
 
 # Form of the cache files, which are ignored in another one.
-_FORM = 2
+_FORM = 3
 # Size of a file in bytes, times of modification and of change in nanoseconds, and inode: a file that replaces another
 # may have its size and time of modification.
 _State = tuple[int, int, int, int]
@@ -126,13 +126,20 @@ class _CountsOfFolder:
 def _to_entry(state: _State, index: VideoIndex) -> dict[str, Any]:
     # Most files have one step between frames throughout.
     runs = [[len(list(run)), step] for step, run in groupby(b - a for a, b in pairwise(index.stamps))]
-    return {"state": state, "size": index.size, "unit": index.unit, "start": index.stamps[0], "steps": runs}
+    return {
+        "state": state,
+        "size": index.size,
+        "unit": index.unit,
+        "truncated": index.truncated,
+        "start": index.stamps[0],
+        "steps": runs,
+    }
 
 
 def _from_entry(path: Path, entry: Mapping[str, Any]) -> VideoIndex:
     steps = chain.from_iterable(repeat(step, number) for number, step in entry["steps"])
     stamps = list(accumulate(steps, initial=entry["start"]))
-    return VideoIndex.of_stamps(path, stamps, entry["unit"], tuple(entry["size"]))
+    return VideoIndex.of_stamps(path, stamps, entry["unit"], tuple(entry["size"]), entry["truncated"])
 
 
 def _version() -> list[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from vitrail.data.band_files import natural_order
 from vitrail.data.images import image_size, read_image
 from vitrail.data.video.sampling import Position, clip_times
+from vitrail.data.video.truncation import is_truncated
 from vitrail.errors import DataError
 from vitrail.extras import import_extra
 
@@ -37,6 +38,7 @@ class VideoIndex:
         stamps: Time stamp of each frame as the file has it; the pictures' names for a folder.
         size: Height and width of a frame.
         unit: Seconds of one unit of the stamps; of a folder those of a frame.
+        truncated: Whether the file ends before the bytes that it declares.
     """
 
     path: Path
@@ -44,11 +46,14 @@ class VideoIndex:
     stamps: tuple[Any, ...]
     size: tuple[int, int]
     unit: float = 1.0
+    truncated: bool = False
 
     @classmethod
-    def of_stamps(cls, path: Path, stamps: Sequence[int], unit: float, size: tuple[int, int]) -> VideoIndex:
+    def of_stamps(
+        cls, path: Path, stamps: Sequence[int], unit: float, size: tuple[int, int], truncated: bool = False
+    ) -> VideoIndex:
         """Make the index of a file from the time stamps of its frames, in order."""
-        return cls(path, tuple((s - stamps[0]) * unit for s in stamps), tuple(stamps), size, unit)
+        return cls(path, tuple((s - stamps[0]) * unit for s in stamps), tuple(stamps), size, unit, truncated)
 
     @property
     def duration(self) -> float:
@@ -111,12 +116,13 @@ def index_video(path: Path, folder_rate: float | None = None) -> VideoIndex:
                 # A file whose packets have no times; some have their first frame in the last one.
                 decoded = itertools.chain([] if first is None else [first], frames)
                 stamps = sorted({frame.pts for frame in decoded if frame.pts is not None})
+        truncated = is_truncated(path)
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{path} cannot be decoded: {_reason(error)}") from error
     if first is None or not stamps:
         raise DataError(f"{path} has no frames")
     size = (first.width, first.height) if _quarter_turns(first) % 2 else (first.height, first.width)
-    return VideoIndex.of_stamps(path, stamps, unit, size)
+    return VideoIndex.of_stamps(path, stamps, unit, size, truncated)
 
 
 def read_frames(

@@ -22,8 +22,8 @@ from vitrail.errors import DataError
 _MOST, _ALTOGETHER, _LEAST = 256, 1 << 19, 16
 # Grey levels by which thumbnails of a clip without motion may differ.
 _STILL = 2
-# Seconds: what rounding may add to a time. Bytes at the end of a GIF that may be padding after its trailer.
-_ROUNDING, _TRAILER = 1e-6, 1 << 12
+# Seconds: what rounding may add to a time.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _scan_file(source: VideoSource, rows: Sequence[int], most: int) -> list[tupl
             decoded = number + 1
     except DataError as error:
         reason = f" ({str(error).removeprefix(f'{index.path} ').removeprefix('cannot be decoded: ')})"
-    cut = "ends before its last byte, as a truncated file does" if _is_cut(index.path) else ""
+    cut = "ends before its last byte, as a truncated file does" if index.truncated else ""
     found = []
     for row, numbers in own.items():
         start, end = source.span(row)
@@ -153,12 +153,3 @@ def _spread(numbers: npt.NDArray[np.int64], most: int) -> list[int]:
     chosen = np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(np.int64)
     spread: list[int] = numbers[chosen].tolist()
     return spread
-
-
-def _is_cut(path: Path) -> bool:
-    """Whether a GIF lacks its trailer; decoders go on without the missing frames, and say nothing."""
-    if path.suffix.lower() != ".gif":
-        return False
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TRAILER))
-        return not file.read().rstrip(b"\0").endswith(b";")

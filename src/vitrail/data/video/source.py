@@ -158,6 +158,12 @@ class VideoSource(StoredSource):
         ]
         if beyond:
             notes.append(f"{len(beyond)} of {len(self)} clips end with their video, before their end ({few(beyond)})")
+        cut = [key for key, index in zip(self.keys, self._indices, strict=True) if index.truncated]
+        if cut:
+            notes.append(
+                f"{len(cut)} of {len(self)} clips are of files that end before their last byte, as truncated files do; "
+                f"their last frames are missing ({few(cut)})"
+            )
         rate = self.config.video.fps
         if rate is not None:
             wanted = self.clip_size[0] / rate
