@@ -67,7 +67,7 @@ def test_the_printed_command_reads_the_tiles_as_the_audit_did(tiles, tmp_path, c
     table.loc[[0, 1, 3], "class"] = ["healthy", "healthy", "diseased"]
     table.to_csv("tiles.csv", sep=";", index=False)
     found = _do(capsys, "data", "audit", *tiles, "--groups", "groups.csv", code=1)
-    assert "tile_000.tif = tile_001.tif = ... (3 images)" in found.out
+    assert "tile_000.tif = tile_001.tif = ... (3 in all)" in found.out
     assert "tile_000.tif (healthy) = tile_003.tif (diseased)" in found.out
     assert "duplicates join 3 groups of the data into 1: F00, F01, F03" in found.err
     groups = pd.read_csv("groups.csv")

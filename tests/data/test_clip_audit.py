@@ -16,7 +16,7 @@ from tests.report.test_brief import CLEAN
 from tests.settings import data_config
 from vitrail.cli.data import _describe
 from vitrail.cli.main import main
-from vitrail.data.audit import _PixelFacts, audit
+from vitrail.data.audit import DuplicateGroup, _PixelFacts, audit
 from vitrail.data.sources.moving_digits import MovingDigitsSource
 from vitrail.data.video.copies import find_clip_copies
 from vitrail.data.video.decode import VideoIndex
@@ -127,6 +127,14 @@ def test_rates_and_lengths_are_those_of_clips_with_times(rates, expected, shown)
     table = _describe(found, MODALITIES["video"], ["a"])
     assert shown in table
     assert ("frame rates" in table) == ("seconds" in table) == bool(shown)
+
+
+def test_larger_groups_of_clips_are_no_images():
+    group = DuplicateGroup("exact", (0, 1, 2), ("a", "b", "c"), ("train",) * 3, ("a",) * 3, ("", "exact", "exact"))
+    found = dataclasses.replace(CLEAN, duplicates=[group], sizes=[((4, 4), 3)])
+    table = _describe(found, MODALITIES["video"], ["a"])
+    assert "a = b = ... (3 in all)" in table
+    assert "image" not in table
 
 
 def test_clips_that_the_code_makes_are_not_searched_for_copies(monkeypatch, capsys):

@@ -391,7 +391,7 @@ def _on_joined(found: Audit) -> list[str]:
 
 
 def _pair(keys: Sequence[str]) -> str:
-    return f"{keys[0]} = {keys[1]}" + (f" = ... ({len(keys)} images)" if len(keys) > 2 else "")
+    return f"{keys[0]} = {keys[1]}" + (f" = ... ({len(keys)} in all)" if len(keys) > 2 else "")
 
 
 def _unlike(keys: Sequence[str], values: Sequence[str]) -> str:
