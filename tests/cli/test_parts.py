@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -94,7 +95,9 @@ def test_report(run, capsys):
     for text in ("label points by 10 parts", "Weak parts", "figures/clouds_run.png", "## Efficiency", "IoU, mIoU",
                  "figures/explanations_run.png", "by part_rollout and gradcam"):  # fmt: skip
         assert text in page, text
-    assert " image" not in page.partition("```yaml")[0]
+    prose = page.partition("```yaml")[0]
+    assert " image" not in prose
+    assert re.findall(r"(?<![Pp]oint )(?<![\w/])clouds?\b(?![._])", prose) == []
     assert len(pd.read_csv(run.parent / "pages" / "tables" / "parts.csv")) == 10
 
 

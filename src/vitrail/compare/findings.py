@@ -17,7 +17,7 @@ from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_tab
 
 _NAMES = {
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss",
-    "miou": "mIoU", "miou_clouds": "mean mIoU of a cloud",
+    "miou": "mIoU", "miou_clouds": "mean mIoU of a point cloud",
 }  # fmt: skip
 
 

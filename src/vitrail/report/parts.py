@@ -42,7 +42,7 @@ _RESULTS = (
     Column("parameters", "parameters", "count"),
     Column("gmacs", "G multiply-adds", "number"),
     Column("miou", "mIoU (95 % interval)", "share", "miou_low", "miou_high"),
-    Column("miou_clouds", "mean mIoU of a cloud", "share", "miou_clouds_low", "miou_clouds_high"),
+    Column("miou_clouds", "mean mIoU of a point cloud", "share", "miou_clouds_low", "miou_clouds_high"),
     Column("accuracy", "accuracy of points", "share", "accuracy_low", "accuracy_high"),
     Column("train_images_per_second", "training images/s", "count"),
     Column("inference_images_per_second", "inference images/s", "count"),
@@ -108,9 +108,9 @@ def _whose(runs: Sequence[LoadedRun]) -> str:
 def _results(runs: Sequence[LoadedRun]) -> Section:
     table = results_table([run.folder for run in runs], _MEASURES)
     caption = (
-        f"From metrics.json and metrics.csv of {_whose(runs)}. mIoU: the mean over parts of the intersection over "
-        "union of the points of all images; the mean mIoU of an image takes its own parts alone. Intervals are over "
-        "images; that two intervals overlap or not is no test of a difference."
+        f"From metrics.json and metrics.csv of {_whose(runs)}. mIoU: the mean over the parts that occur of the "
+        "intersection over union of the points of all point clouds; the mean mIoU of a point cloud takes its own parts "
+        "alone. Intervals are over point clouds; that two intervals overlap or not is no test of a difference."
     )
     return Section("Summary", [_how_good(run) for run in runs], tables=[Table("results", caption, table, _RESULTS)])
 
@@ -121,7 +121,7 @@ def _convergence(runs: Sequence[LoadedRun]) -> tuple[Picture, Figure]:
         "convergence",
         "Convergence",
         f"Cross-entropy of points and mIoU by epoch, from metrics.csv of {', '.join(run.label for run in runs)}. The "
-        "training loss is measured on augmented images while the weights still move.",
+        "training loss is measured on augmented point clouds while the weights still move.",
         "Curves of the loss for training and validation, and of the validation mIoU, by epoch",
     ), figure
 
@@ -161,8 +161,8 @@ def _clouds(run: LoadedRun, opened: OpenedRuns) -> tuple[Picture, Figure | None]
         picture.problem = f"Not drawn: {error}."
         return picture, None
     picture.caption = (
-        f"Images of {run.split_name} by rising mIoU: the {plural(min(_WORST, len(chosen)), 'worst image')} first, then "
-        "the best ones; true parts at the left, predicted ones at the right, from two directions."
+        f"Point clouds of {run.split_name} by rising mIoU: the {plural(min(_WORST, len(chosen)), 'worst point cloud')} "
+        "first, then the best ones; true parts at the left, predicted ones at the right, from two directions."
     )
     picture.alt = "Clouds coloured by true and predicted parts; " + "; ".join(
         f"{row.path}: mIoU {row.miou:.2f}" for row in chosen.itertuples(index=False)
@@ -196,9 +196,9 @@ def _explanations(run: LoadedRun, opened: OpenedRuns) -> tuple[Picture, Figure |
             values.append(own)
             titles.append(seen.caption() if kind not in methods else kind if part is None else f"{kind}, for {part}")
     picture.caption = (
-        f"Predicted parts of {plural(len(explained), 'image')} of {run.split_name}, and the points that the part with "
-        f"the most of them relies on, by {listed(methods)}: the colour is the rank of the point's value. A plausible "
-        "map need not be faithful."
+        f"Predicted parts of {plural(len(explained), 'point cloud')} of {run.split_name}, and the points that the part "
+        f"with the most of them relies on, by {listed(methods)}: the colour is the rank of the point's value. A "
+        "plausible map need not be faithful."
     )
     picture.alt = f"Clouds from several sides, coloured by predicted part and by {listed(methods)}"
     return picture, turntable_figure(clouds, values, titles, 4, names)
@@ -209,7 +209,7 @@ def _facts(runs: Sequence[LoadedRun]) -> list[dict[str, str]]:
     if len(runs) > 1:
         return []
     metrics = runs[0].metrics
-    names = {"miou": "mIoU", "miou_clouds": "mean mIoU of an image", "accuracy": "accuracy of points"}
+    names = {"miou": "mIoU", "miou_clouds": "mean mIoU of a point cloud", "accuracy": "accuracy of points"}
     facts = [
         {
             "name": told,
@@ -220,7 +220,7 @@ def _facts(runs: Sequence[LoadedRun]) -> list[dict[str, str]]:
     ]
     efficiency = metrics["efficiency"]
     rate = f"{efficiency['inference_images_per_second']:,.0f}"
-    facts.append({"name": "images a second", "value": rate, "note": f"{efficiency['device']}, in batches"})
+    facts.append({"name": "point clouds a second", "value": rate, "note": f"{efficiency['device']}, in batches"})
     note = f"{efficiency['gmacs']:.3g} G multiply-adds"
     facts.append({"name": "parameters", "value": f"{efficiency['parameters']:,}", "note": note})
     return facts
@@ -239,8 +239,8 @@ def _what_was_trained(run: LoadedRun) -> str:
     splits = {} if known is None else known.record["splits"]
     names = [row["part"] for row in run.metrics["parts"]]
     data = run.recipe.data.path or run.recipe.data.source
-    on = f"{plural(splits['train'], 'image')} of {data}" if splits.get("train") else f"images of {data}"
-    chosen = f"; {plural(splits['val'], 'further image')} chose the best epoch" if splits.get("val") else ""
+    on = f"{plural(splits['train'], 'point cloud')} of {data}" if splits.get("train") else f"point clouds of {data}"
+    chosen = f"; {plural(splits['val'], 'further point cloud')} chose the best epoch" if splits.get("val") else ""
     begin = f", starting from the pre-trained weights {run.recipe.model.weights}" if run.recipe.model.weights else ""
     return (
         f"A model ({run.recipe.model.name}) was trained on {on} to label points by {plural(len(names), 'part')} "
@@ -250,7 +250,7 @@ def _what_was_trained(run: LoadedRun) -> str:
 
 def _how_good(run: LoadedRun) -> str:
     metrics = run.metrics
-    share = per_hundred(metrics["accuracy"], f"points of {plural(metrics['images'], f'{run.split_name} image')}")
+    share = per_hundred(metrics["accuracy"], f"points of {plural(metrics['images'], f'{run.split_name} point cloud')}")
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     interval = "" if low is None else f" ({per_hundred_between(low, high)}, with 95 % confidence)"
     miou = _between(metrics["miou_low"], metrics["miou_high"])
@@ -268,10 +268,12 @@ def _cautions(run: LoadedRun) -> list[str]:
         lines.append("Training did not come to its end: the model is that of the best epoch so far.")
     if metrics["split"] in ("train", "val"):
         what = "trained on" if metrics["split"] == "train" else "used to choose the best epoch"
-        lines.append(f"The measured images were {what}: on new ones it may do worse.")
+        lines.append(f"The measured point clouds were {what}: on new ones it may do worse.")
     elif metrics["trained_on"] or metrics["chosen_on"]:
         number = (metrics["trained_on"] or 0) + (metrics["chosen_on"] or 0)
-        lines.append(f"{number:,} of the measured images were used in training: this is no result on unseen images.")
+        lines.append(
+            f"{number:,} of the measured point clouds were used in training: this is no result on unseen ones."
+        )
     if known is not None and known.stale:
         lines.append("The data has changed since training.")
     weak = [row for row in metrics["parts"] if row["iou"] is not None and row["iou"] < _WEAK_IOU]
@@ -285,5 +287,5 @@ def _cautions(run: LoadedRun) -> list[str]:
     if stray := predicted_only(metrics):
         lines.append(f"Points were {stray}.")
     if metrics["images"] < _FEW_CLOUDS:
-        lines.append(f"Only {plural(metrics['images'], 'image')} were measured: the figures are rough.")
+        lines.append(f"Only {plural(metrics['images'], 'point cloud')} were measured: the figures are rough.")
     return lines or ["Nothing in the records speaks against the result."]
