@@ -1,9 +1,11 @@
 """Machine code of Inductor: equal to eager mode, without paths, refused on other processors and without a compiler."""
 
 import json
+import platform
 import shutil
 import sysconfig
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,14 +41,32 @@ def model():
     return Classifier().eval()
 
 
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
+def _package_uncompiled(program, package_path, inductor_configs):
+    """Write the files of AOTInductor's package, with paths of this machine."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    paths = f"{cache_dir()} {sysconfig.get_path('purelib')}"
+    made_for = json.dumps({"AOTI_MACHINE": platform.machine(), "AOTI_CPU_ISA": "AVX2"})
+    files = {"a.wrapper.cpp": paths, "a.wrapper.so": paths, "a.wrapper_metadata.json": made_for}
+    with zipfile.ZipFile(package_path, "w") as package:
+        for name, content in files.items():
+            package.writestr(f"{Path(package_path).stem}/data/aotinductor/model/{name}", content)
+
+
+@pytest.fixture(scope="module", params=["uncompiled", pytest.param("compiled", marks=pytest.mark.slow)])
+def folder(request, model, tmp_path_factory):
+    """An export by Inductor, whose compiler takes ten seconds; uncompiled, the module itself runs."""
     example = torch.zeros(2, 8, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=0, max=64)
     program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     made = tmp_path_factory.mktemp("inductor")
-    convert(program, None, "inductor", made, FACTS)
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "uncompiled":
+            patch.setattr("torch._inductor.aoti_compile_and_package", _package_uncompiled)
+            patch.setattr("torch._inductor.aoti_load_package", lambda file: model)
+            patch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
+        convert(program, None, "inductor", made, FACTS)
+        yield made
 
 
 @needs_compiler
