@@ -247,9 +247,11 @@ def test_methods_for_images_are_refused_with_the_reason():
     assert {"rollout", "gradcam", "gradcam++", "layercam", "eigencam", "gradient_rollout", "attribution"} <= set(
         methods
     )
-    for method in set(list_methods()) - set(methods) - {"tokens"}:
+    for method in set(list_methods()) - set(methods) - {"tokens", "part_rollout"}:
         with pytest.raises(ConfigError, match=r"explains (images|point clouds), and this model takes clips"):
             explain(model, _clips(), method)
+    with pytest.raises(ConfigError, match="follows a part, and this model labels whole inputs"):
+        explain(model, _clips(), "part_rollout")
 
 
 def test_clips_of_another_shape_are_refused():
