@@ -227,6 +227,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_results(results: dict[str, Any]) -> None:
+    """Write the record, a result a line."""
+    lines = (f"{json.dumps(name)}: {json.dumps(found)}" for name, found in results.items())
+    RESULTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def write_page(results: dict[str, Any]) -> None:
     """Write the table into docs/export.md."""
     text = PAGE.read_text(encoding="utf-8")
@@ -256,7 +262,7 @@ def main() -> None:
                         results[key(case, size, engine, precision)] = found
                         print(key(case, size, engine, precision), found, flush=True)
                     print(f"  {time.monotonic() - begun:.0f} s", flush=True)
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                    write_results(results)
     write_page(results)
 
 
