@@ -1,5 +1,6 @@
 """Clips on a page: their text is that of the saved predictions, whatever the clip in the middle alone gives."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from vitrail.analyze import players
 from vitrail.analyze.explained import Explained
+from vitrail.data.sources.base import ImageSource
 from vitrail.explain.methods.maps import Explanation, StreamMap
 
 CLASSES = ("a", "b", "c")
@@ -42,7 +44,9 @@ def test_the_text_agrees_with_the_verdict(monkeypatch, seed, multi_label):
 
     monkeypatch.setattr(players, "explain_images", explain)
     trained = SimpleNamespace(card=SimpleNamespace(classes=CLASSES, multi_label=multi_label))
-    data = SimpleNamespace(source=SimpleNamespace(keys=keys))
+    source = SimpleNamespace(keys=keys)
+    source.indices_of = functools.partial(ImageSource.indices_of, source)
+    data = SimpleNamespace(source=source)
     found = players.animate_examples(evaluation, trained, data, ["rollout"])
     assert len(found) == players.MOST_CLIPS
     assert [one.correct for one in found] == sorted(one.correct for one in found)

@@ -319,7 +319,7 @@ def test_other_variants_leave_time_to_restore_layers(monkeypatch, seconds, chang
     assert schemes == tried
 
 
-@pytest.mark.parametrize(("seconds", "full"), [(1000, True), (130, False), (105, False)])
+@pytest.mark.parametrize(("seconds", "full"), [(1000, True), (130, True), (105, False)])
 def test_the_full_correction_goes_on_only_where_its_layers_can_be_restored(monkeypatch, seconds, full):
     module = importlib.import_module("vitrail.deploy.export.quantize")
     now = [0.0]
