@@ -65,8 +65,8 @@ def test_occlusion_is_what_removing_costs(model):
     assert again[:2].eq(0).all()
 
 
-def test_rollout_equals_the_product_of_the_matrices(model):
-    points = torch.randn(1, 20, 3)
+def mixed(model, points):
+    """Features of a cloud, and the attention of each block, averaged over heads."""
     matrices = []
     for block in model.blocks:
         block.attn.tap.consumer = lambda weights, layout: matrices.append(weights.mean(1)[0])
@@ -74,10 +74,25 @@ def test_rollout_equals_the_product_of_the_matrices(model):
         features = model.forward_features(points)
     for block in model.blocks:
         block.attn.tap.consumer = None
-    # Half of the row is a mean, half the share of features whose maximum a point has.
-    row = 0.5 / 20 + 0.5 * torch.bincount(features[0].argmax(0), minlength=20) / features.shape[2]
+    return features, matrices
+
+
+def pooling_of(features):
+    """Weight of each of 20 points in the pooling: half of it is a mean, half the share of maxima that the point has."""
+    return 0.5 / 20 + 0.5 * torch.bincount(features[0].argmax(0), minlength=20) / features.shape[2]
+
+
+def carried(row, matrices):
+    """A row of the last points as one of the first."""
     for matrix in reversed(matrices):
         row = row @ (matrix + torch.eye(20)) / 2
+    return row
+
+
+def test_rollout_equals_the_product_of_the_matrices(model):
+    points = torch.randn(1, 20, 3)
+    features, matrices = mixed(model, points)
+    row = carried(pooling_of(features), matrices)
     assert torch.allclose(explain(model, points, "rollout").map[0], row, atol=1e-5)
 
 
@@ -178,18 +193,9 @@ def test_gradcam_follows_the_logits_of_the_points_of_a_part(labeller):
 def test_rollout_of_a_part_starts_from_its_points(labeller):
     points = torch.randn(1, 20, 3)
     part = int(labeller(points).argmax(-1).mode().values)
-    matrices = []
-    for block in labeller.blocks:
-        block.attn.tap.consumer = lambda weights, layout: matrices.append(weights.mean(1)[0])
-    with torch.no_grad():
-        features = labeller.forward_features(points)
-    for block in labeller.blocks:
-        block.attn.tap.consumer = None
+    features, matrices = mixed(labeller, points)
     own = (labeller.forward_head(features)[0].argmax(-1) == part).float()
-    pooled = 0.5 / 20 + 0.5 * torch.bincount(features[0].argmax(0), minlength=20) / features.shape[2]
-    row = (own / own.sum() + pooled) / 2
-    for matrix in reversed(matrices):
-        row = row @ (matrix + torch.eye(20)) / 2
+    row = carried((own / own.sum() + pooling_of(features)) / 2, matrices)
     assert torch.allclose(explain(labeller, points, "part_rollout", part).map[0], row, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.deploy.exporting import needs_openvino
 from tests.engines.test_signal_stack import doubled
 from vitrail.engines.openvino import OpenVINOEngine
-from vitrail.engines.split import sizes_of_parts, split_into
+from vitrail.engines.split import few_sizes, split_batch
 from vitrail.errors import ConfigError
 
 pytestmark = needs_openvino
@@ -58,9 +58,9 @@ def test_batches_that_are_split_over_streams_keep_their_order(threads, count):
      (33, 17, [16, 16, 1]), (64, 32, [16] * 4)],
 )  # fmt: skip
 def test_parts_have_few_sizes(count, most, sizes):
-    assert sizes_of_parts(count, most) == sizes
+    assert few_sizes(count, most) == sizes
     x = np.arange(count)[:, None]
-    parts = split_into({"x": x, "y": x[:0]}, sizes)
+    parts = split_batch({"x": x, "y": x[:0]}, sizes)
     assert [len(part["x"]) for part in parts] == sizes
     assert {len(part["y"]) for part in parts} == {0}
     assert (np.concatenate([part["x"] for part in parts]) == x).all()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vitrail.engines.base import Arrays
-from vitrail.engines.split import batch_size, join_outputs, sizes_of_parts, split_batch, split_into
+from vitrail.engines.split import batch_size, even_sizes, few_sizes, join_outputs, split_batch
 from vitrail.errors import ConfigError
 from vitrail.extras import import_extra
 from vitrail.machine import cores, processor
@@ -91,6 +91,11 @@ class OpenVINOEngine:
         self._threads = cores() if threads is None else threads
         self._core, self._model = core, core.read_model(file) if isinstance(file, Path) else file
         self._fixed_sizes = fixed_sizes and _weights(self._model) <= _SMALL
+        # Name of each input, in order -> whether all its axes but the batch have one length.
+        self._is_fixed = {
+            port.get_any_name(): all(axis.is_static for axis in list(port.get_partial_shape())[1:])
+            for port in self._model.inputs
+        }
         # Hint on performance and number of images in each input (None: any) -> the model compiled for them.
         self._compiled: dict[tuple[str, tuple[int, ...] | None], _Compiled] = {}
         self.precision = precision
@@ -113,13 +118,12 @@ class OpenVINOEngine:
     @keep_signal_stack()
     def _compile(self, performance: str, inputs: Arrays | None = None) -> _Compiled:
         """Return the model compiled for a hint, and for the shapes of a part of a batch if there is one."""
-        names = [port.get_any_name() for port in self._model.inputs]
-        key = (performance, None if inputs is None else tuple(len(inputs[name]) for name in names))
+        key = (performance, None if inputs is None else tuple(len(inputs[name]) for name in self._is_fixed))
         if key not in self._compiled:
             model = self._model
             if inputs is not None:
                 model = model.clone()
-                model.reshape({port: inputs[name].shape for port, name in zip(model.inputs, names, strict=True)})
+                model.reshape({name: inputs[name].shape for name in self._is_fixed})
             settings = {
                 "INFERENCE_PRECISION_HINT": _HINTS[self.floating],
                 "PERFORMANCE_HINT": performance,
@@ -144,21 +148,17 @@ class OpenVINOEngine:
         count = batch_size(inputs)
         at_once = 1 < self._threads <= count
         performance = _THROUGHPUT if at_once else _LATENCY
-        if not count or not self._fixed_sizes or not self._only_the_batch_is_free(inputs):
+        used = (name for name, array in inputs.items() if len(array))
+        if not count or not self._fixed_sizes or not all(self._is_fixed[name] for name in used):
             compiled = self._compile(performance)
-            return join_outputs(compiled.run(split_batch(inputs, min(count, compiled.streams) or 1)))
+            sizes = even_sizes(count, min(count, compiled.streams) or 1)
+            return join_outputs(compiled.run(split_batch(inputs, sizes)))
         most = -(-count // self._threads) if at_once else count
-        parts = split_into(inputs, sizes_of_parts(count, most))
         outputs: list[Arrays] = []
-        for _, group in itertools.groupby(parts, key=batch_size):
+        for _, group in itertools.groupby(split_batch(inputs, few_sizes(count, most)), key=batch_size):
             equal = list(group)
             outputs += self._compile(performance, equal[0]).run(equal)
         return join_outputs(outputs)
-
-    def _only_the_batch_is_free(self, inputs: Mapping[str, npt.NDArray[Any]]) -> bool:
-        """Whether the inputs that hold the batch have fixed shapes but for its size."""
-        shapes = {port.get_any_name(): port.get_partial_shape() for port in self._model.inputs}
-        return all(axis.is_static for name, x in inputs.items() if len(x) for axis in list(shapes[name])[1:])
 
 
 class _Compiled:

@@ -6,6 +6,7 @@ faster so (benchmarks/results/export_speed.md). ONNX Runtime computes small mode
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,12 @@ def batch_size(inputs: Mapping[str, npt.NDArray[Any]]) -> int:
     return max(map(len, inputs.values()))
 
 
-def split_batch(inputs: Mapping[str, npt.NDArray[Any]], parts: int) -> list[Arrays]:
-    """Split a batch into parts that differ by one image at most; empty inputs stay empty in each part."""
-    pieces = {name: np.array_split(array, parts) for name, array in inputs.items()}
-    return [{name: own[part] for name, own in pieces.items()} for part in range(parts)]
+def even_sizes(count: int, parts: int) -> list[int]:
+    """Return sizes of parts of a batch that differ by one image at most."""
+    return [count // parts + (part < count % parts) for part in range(parts)]
 
 
-def sizes_of_parts(count: int, most: int) -> list[int]:
+def few_sizes(count: int, most: int) -> list[int]:
     """Return sizes of parts of a batch, 16, 4 or 1 image each, the largest first.
 
     Args:
@@ -44,12 +44,11 @@ def sizes_of_parts(count: int, most: int) -> list[int]:
     return sizes
 
 
-def split_into(inputs: Mapping[str, npt.NDArray[Any]], sizes: Sequence[int]) -> list[Arrays]:
+def split_batch(inputs: Mapping[str, npt.NDArray[Any]], sizes: Sequence[int]) -> list[Arrays]:
     """Split a batch into parts of given sizes; empty inputs stay empty in each part."""
-    ends = np.cumsum(sizes)
+    ends = itertools.accumulate(sizes)
     return [
-        {name: array[end - size : end] if len(array) else array for name, array in inputs.items()}
-        for size, end in zip(sizes, ends, strict=True)
+        {name: array[end - size : end] for name, array in inputs.items()} for size, end in zip(sizes, ends, strict=True)
     ]
 
 

@@ -142,6 +142,8 @@ class ShiftedWindowAttention(Attention):
     kind: Kind = "window"
     # Whether windows larger than the map shrink to it.
     shrinks = True
+    # Whether the layer attends over the whole map instead of windows.
+    everywhere = False
 
     def __init__(
         self,

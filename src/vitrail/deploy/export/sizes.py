@@ -14,7 +14,6 @@ from vitrail.deploy.export.decisions import STEPS
 from vitrail.deploy.export.graph import ExportGraph, GraphInput
 from vitrail.engines.load import difference, open_engine
 from vitrail.errors import ConfigError, RunError, VitrailError, first_line
-from vitrail.layers.hierarchy import MapAttention
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.window_attention import ShiftedWindowAttention
 from vitrail.models.base import VisionModel
@@ -85,11 +84,8 @@ def lacks_any(model: VisionModel, engine: str) -> str:
     """
     if engine == "inductor":
         return "inductor compiles for one size and checks none; use openvino, or one --image-size"
-    windows = [
-        part
-        for part in model.modules()
-        if isinstance(part, ShiftedWindowAttention) and not (isinstance(part, MapAttention) and part.everywhere)
-    ]
+    mixers = (part for part in model.modules() if isinstance(part, ShiftedWindowAttention))
+    windows = [part for part in mixers if not part.everywhere]
     if any(part.pad_after_shift for part in windows):
         return (
             "pad_after_shift shrinks windows to small maps, which a graph for any size does not; give one --image-size"
