@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 from vitrail.bench.speed import alternate
 from vitrail.deploy.export.convert import convert, trace
 from vitrail.deploy.export.graph import ExportGraph
-from vitrail.deploy.export.quantize import QuantizeSettings, quantize
+from vitrail.deploy.export.quantize import Quantized, QuantizeSettings, quantize
 from vitrail.engines.openvino import OpenVINOEngine
 from vitrail.errors import ConfigError
 from vitrail.files import write_text
@@ -82,23 +82,44 @@ def measure_model(name: str, batch: int, rounds: int, seconds: float, images: in
     peer = timm.create_model(name, num_classes=CLASSES).eval()
     with tempfile.TemporaryDirectory() as folder:
         convert(trace(graph), graph, "openvino", Path(folder), {})
-        import openvino
-
-        model = openvino.Core().read_model(Path(folder) / "model.xml")
-        found = quantize(
-            model,
-            {"image_resized": pictures(images, 1)},
-            {"image_resized": pictures(images, 2)},
-            lambda change: True,
-            settings=QuantizeSettings(smooth=(0.95,), budget=0, threads=cores()),
-            report=lambda line: print(f"  {line}", flush=True),
-        )
-        models = {"fp32": model, "bf16": model, "int8": found.model}
+        file = Path(folder) / "model.xml"
+        found = quantized(file, images, lambda line: print(f"  {line}", flush=True))
+        models = {"fp32": file, "bf16": file, "int8": found.model}
         tables = [
             time_engines(models, peer, trained, count, threads, rounds, seconds)
             for count, threads in ((batch, cores()), (1, 1))
         ]
     return {"model": name, "tables": tables, "int8": {"scheme": found.scheme.name, **vars(found.change)}}
+
+
+def quantized(file: Path, images: int, report: Callable[[str], None] = lambda line: None) -> Quantized:
+    """Quantise an export's OpenVINO model by the first variant, on random pictures."""
+    import openvino
+
+    return quantize(
+        openvino.Core().read_model(file),
+        {"image_resized": pictures(images, 1)},
+        {"image_resized": pictures(images, 2)},
+        lambda change: True,
+        settings=QuantizeSettings(smooth=(0.95,), budget=0, threads=cores()),
+        report=report,
+    )
+
+
+def time_in_turns(
+    steps: Mapping[str, Callable[[], object]], seconds: float, most: int | None = None, least: int = 3
+) -> dict[str, list[float]]:
+    """Time steps in turns, as many rounds as fit into the seconds; the times of each, by name."""
+    with torch.inference_mode():
+        for step in steps.values():
+            step()
+        start = time.perf_counter()
+        for step in steps.values():
+            step()
+        rounds = int(seconds / (time.perf_counter() - start))
+        rounds = max(least, rounds if most is None else min(most, rounds))
+        # One call of each in a round.
+        return dict(zip(steps, alternate(list(steps.values()), rounds=rounds, least=0), strict=True))
 
 
 def time_engines(
@@ -123,15 +144,8 @@ def time_engines(
         names[label] = engine
         steps[label] = lambda engine=engine: engine.run({"image_resized": pixels})
     torch.set_num_threads(threads)
-    with torch.inference_mode():
-        for step in steps.values():
-            step()
-        start = time.perf_counter()
-        for step in steps.values():
-            step()
-        rounds = max(3, min(rounds, int(seconds / (time.perf_counter() - start))))
-        # One call of each in a round.
-        times = dict(zip(steps, alternate(list(steps.values()), rounds=rounds, least=0), strict=True))
+    times = time_in_turns(steps, seconds, rounds)
+    rounds = len(times["timm, eager fp32"])
     torch.set_num_threads(cores())
     rows = []
     for label, own in times.items():

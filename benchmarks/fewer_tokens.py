@@ -12,17 +12,14 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from export import build, pictures
+from export import build, pictures, quantized, time_in_turns
 
-from vitrail.bench.speed import alternate
 from vitrail.deploy.export.convert import convert, trace
 from vitrail.deploy.export.graph import ExportGraph
-from vitrail.deploy.export.quantize import QuantizeSettings, quantize
 from vitrail.deploy.export.shrink import merging
 from vitrail.engines.load import open_engine
 from vitrail.engines.openvino import OpenVINOEngine
@@ -52,20 +49,13 @@ def engines_of(kind: str, settings: dict[str, object], merges: int, engines: lis
             if engine == "openvino":
                 loaded[f"{engine} bf16"] = open_engine(folder, engine, "bf16")
                 if not merges:
-                    loaded[f"{engine} int8"] = _quantized(folder)
+                    loaded[f"{engine} int8"] = OpenVINOEngine(
+                        quantized(folder / "model.xml", CALIBRATION).model, "int8"
+                    )
         for name, own in loaded.items():
             steps[name] = lambda own=own: own.run({"image_resized": pixels})
     print(f"  {kind}: {', '.join(steps)}", flush=True)
     return steps
-
-
-def _quantized(folder: Path) -> OpenVINOEngine:
-    import openvino
-
-    images = [{"image_resized": pictures(CALIBRATION, seed)} for seed in (1, 2)]
-    settings = QuantizeSettings(smooth=(0.95,), budget=0, threads=cores())
-    model = openvino.Core().read_model(folder / "model.xml")
-    return OpenVINOEngine(quantize(model, *images, lambda change: True, settings=settings).model, "int8")
 
 
 def main() -> None:
@@ -86,14 +76,7 @@ def main() -> None:
     lines = [f"| engine | {' | '.join(steps)} |", f"|---|{'---|' * len(steps)}"]
     for engine in steps["all tokens"]:
         own = {kind: calls[engine] for kind, calls in steps.items() if engine in calls}
-        with torch.inference_mode():
-            for call in own.values():
-                call()
-            start = time.perf_counter()
-            for call in own.values():
-                call()
-            rounds = max(5, int(arguments.seconds / (time.perf_counter() - start)))
-            times = dict(zip(own, alternate(list(own.values()), rounds=rounds, least=0), strict=True))
+        times = time_in_turns(own, arguments.seconds, least=5)
         cells = []
         for kind in steps:
             if kind not in times:

@@ -6,7 +6,6 @@ a test fails when it is out of date. Those of other distributions are computed o
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import vitrail
-from vitrail.errors import ConfigError, RunError, closest
-from vitrail.files import cache_folder, write_text
+from vitrail.errors import ConfigError, closest
+from vitrail.files import cache_folder, write_cached
 from vitrail.plugins import FAMILIES, digest_plugins, find_plugins
 
 # Form of the cached JSON, another one after a change.
@@ -258,10 +257,7 @@ def read_catalogue(describe_foreign: Callable[[], Catalogue] | None = None) -> C
     foreign = None if file is None else _cached(file)
     if foreign is None:
         foreign = describe_foreign()
-        if file is not None:
-            # A cache that cannot be written costs the time of the next call, nothing else.
-            with contextlib.suppress(RunError, OSError):
-                write_text(file, to_json(foreign))
+        write_cached(file, to_json(foreign))
     families, variants = {**own.families, **foreign.families}, {**own.variants, **foreign.variants}
     return Catalogue(dict(sorted(families.items())), dict(sorted(variants.items())))
 

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,13 @@ def cache_folder() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vitrail"
     except RuntimeError:
         return None
+
+
+def write_cached(file: Path | None, text: str) -> None:
+    """Write a file of :func:`cache_folder`; without one, or if it cannot be written, later calls take their time."""
+    if file is not None:
+        with suppress(RunError, OSError):
+            write_text(file, text)
 
 
 def file_names(keys: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data.video.decode import VideoIndex, index_video
-from vitrail.errors import DataError, RunError
-from vitrail.files import cache_folder, write_text
+from vitrail.errors import DataError
+from vitrail.files import cache_folder, write_cached
 
 # Form of the cache files, which are ignored in another one.
 _FORM = 3
@@ -101,13 +100,12 @@ class _CountsOfFolder:
             for path, (state, index) in counted.items()
             if self.find(path, state) is None
         }
-        if not new or self._file is None:
+        if not new:
             return
         # Read again: another process may have written since.
         known = {name: entry for name, entry in self._read().items() if (self._folder / name).exists()}
         body = json.dumps([_version(), {**known, **new}])
-        with contextlib.suppress(RunError, OSError):
-            write_text(self._file, f"{_digest(body)}\n{body}\n")
+        write_cached(self._file, f"{_digest(body)}\n{body}\n")
 
     def _read(self) -> dict[str, Any]:
         """Read the file; nothing where it is missing, damaged or of another version."""
