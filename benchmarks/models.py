@@ -23,8 +23,7 @@ import torch
 
 from vitrail.bench.side_by_side import Plan, Subject, measure
 from vitrail.bench.speed import Spread, Workload, alternate, device_name, make_step
-from vitrail.figures.write import write_figure
-from vitrail.files import write_text
+from vitrail.files import replacing, write_text
 from vitrail.machine import keep_large_buffers
 from vitrail.models.profile import count_multiply_adds
 from vitrail.runs.trained import choose_device
@@ -193,8 +192,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     right.set(xlabel="side of the image, pixels", ylabel="cost of a pixel, 224 = 1", xticks=SIZES, ylim=(0, None))
     right.set_title("points: time; dotted: operations; gray: within 10 %", fontsize=9)
     # Letters as text, not as outlines: a third of the size.
-    with plt.rc_context({"svg.fonttype": "none"}):
-        write_figure(figure, path, dpi=100)
+    with replacing(path) as temporary, plt.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(temporary, format="svg")
 
 
 def write_page(folder: Path, stem: str) -> None:

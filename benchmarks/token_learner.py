@@ -34,8 +34,7 @@ from vitrail.data.augment import build_augmentation
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.evaluate import statistics
 from vitrail.evaluate.metrics import accuracy_interval
-from vitrail.figures.write import write_figure
-from vitrail.files import write_text
+from vitrail.files import replacing, write_text
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask, parameter_groups, warmup_cosine
 from vitrail.tasks.losses import ClassificationLoss
@@ -202,8 +201,8 @@ def draw(pair: pd.DataFrame, grid: pd.DataFrame, path: Path) -> None:
     right.set(xlabel="TokenLearner after layer", ylabel="iterations / s over plain ViT", xticks=LAYERS)
     right.legend(frameon=False)
     # Letters as text, not as outlines: a third of the size.
-    with plt.rc_context({"svg.fonttype": "none"}):
-        write_figure(figure, path, dpi=100)
+    with replacing(path) as temporary, plt.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(temporary, format="svg")
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
