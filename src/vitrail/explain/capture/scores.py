@@ -19,19 +19,20 @@ def predicted_points(logits: Tensor) -> Tensor:
     return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).bool() & real
 
 
-def class_scores(logits: Tensor) -> Tensor:
-    """Compute the score of each class, shape ``(B, K)``, that an explanation follows.
+def total_score(logits: Tensor, target: Tensor) -> Tensor:
+    """Compute the sum over the inputs of the score of a class, that an explanation follows; a number.
 
     The score of a part is the sum of its logits over the points that are predicted as it.
 
     Args:
         logits: Shape ``(B, K)``, or of points ``(B, N, K)``.
+        target: The class of each input, shape ``(B,)``.
 
     Source: Vinogradova et al. 2020, arXiv:2002.11434 (Seg-Grad-CAM).
     """
-    if logits.ndim == 2:
-        return logits
-    return logits.masked_fill(~predicted_points(logits.detach()), 0.0).sum(dim=1)
+    if logits.ndim == 3:
+        logits = logits.masked_fill(~predicted_points(logits.detach()), 0.0).sum(dim=1)
+    return logits.gather(1, target[:, None]).sum()
 
 
 def main_class(logits: Tensor) -> Tensor:

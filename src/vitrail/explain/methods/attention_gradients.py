@@ -29,7 +29,7 @@ from vitrail.explain.capture.record import (
     lacks_taps,
     running_mixers,
 )
-from vitrail.explain.capture.scores import class_scores
+from vitrail.explain.capture.scores import total_score
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
@@ -163,7 +163,7 @@ def _propagate_weighted(
     with torch.enable_grad(), frozen(model), capture_attention(model, keep=weighting) as record:
         features = model.forward_features(*inputs)
         check_reports(model, running_mixers(model, inputs), record)
-        score = class_scores(model.forward_head(features)).gather(1, target[:, None]).sum()
+        score = total_score(model.forward_head(features), target)
         sources = [features, *(image for image in inputs if image is not None), *weighting.constants]
         gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]
     _check_reached(model, record, weighting.reached)

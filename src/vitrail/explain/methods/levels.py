@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, did_you_mean
 from vitrail.explain.capture.forwarding import frozen
-from vitrail.explain.capture.scores import class_scores
+from vitrail.explain.capture.scores import total_score
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
 
@@ -124,7 +124,7 @@ def level_gradients(
     try:
         with frozen(model), torch.enable_grad():
             logits = model(*inputs)
-            score = class_scores(logits).gather(1, target[:, None]).sum()
+            score = total_score(logits, target)
             gradients = torch.autograd.grad(score, [probes[level.name] for level in levels])
     finally:
         for handle in handles:
