@@ -29,7 +29,10 @@ def can_write_mp4() -> bool:
 
 
 def write_animation(frames: npt.NDArray[np.uint8], path: Path, rate: float = SLOW) -> list[Path]:
-    """Write frames as a GIF, and beside it as an MP4 where PyAV is installed; the same frames give the same bytes.
+    """Write frames as a GIF, and beside it as an MP4 where PyAV is installed.
+
+    The same frames give the same bytes of the GIF and the same pixels of the MP4, whose encoder (x264) may store equal
+    pixels in other bytes.
 
     Args:
         frames: Shape ``(T, H, W, 3)``.
@@ -75,7 +78,7 @@ class Mp4Writer:
     def __init__(self, path: Path, size: tuple[int, ...], rate: float) -> None:
         self._av = import_extra("av", "video")
         self._container = self._av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
-        # One thread: the bytes do not depend on the machine.
+        # One thread: the pixels do not depend on the number of cores.
         options = {"crf": "20", "preset": "medium", "threads": "1"}
         self._stream = self._container.add_stream(
             "libx264", rate=Fraction(rate).limit_denominator(1001), options=options
