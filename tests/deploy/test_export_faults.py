@@ -104,7 +104,7 @@ def test_a_correct_export_is_compared_on_files_and_on_test_images(run, tmp_path,
     files = found["candidates"][0]["verdict"]["photographs"]
     assert (files["images"], files["misses"]) == (16, 0)
     assert files["difference"] < 0.005
-    assert "16 of 16 encoded images, decoded in full" in out
+    assert "16 of 16 images as other programs read them" in out
     test = found["test"]
     assert test["images"] == 16
     assert test["original"] == test["export"]

@@ -54,7 +54,7 @@ def test_encoded_images_are_compared_in_full_from_files_and_from_tables(run, tmp
     assert (compared["images"], compared["misses"]) == (16, 0)
     assert compared["difference"] < 0.005
     assert found["inputs"][0]["entry"] == "photographs"
-    assert "16 of 16 encoded images, decoded in full" in capsys.readouterr().out
+    assert "16 of 16 images as other programs read them" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("eager_engines")

@@ -60,6 +60,11 @@ def test_bands_are_named_with_what_was_measured_of_them(drops, said):
     assert what_was_trained(_with(bands=("red", "nir", "swir"), band_drops=drops)).endswith(said)
 
 
+def test_attributes_of_points_are_no_bands():
+    told = what_was_trained(_with(point_attributes=("intensity",)))
+    assert told.endswith(" It reads 1 attribute of each point: intensity.")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -63,7 +63,7 @@ def test_the_section_has_candidates_verdicts_the_final_comparison_and_how_to_loa
     assert "r is exported for openvino fp32: 250 images/s in batches of 8, 0.20 times the run in eager mode" in text
     assert "on Some CPU with 1 thread" in text
     assert "It decides like the run for 360 of 360 test images" in text
-    assert f"`vitrail predict {tmp_path / 'r' / 'export'} IMAGES`" in text
+    assert f"`vitrail predict {tmp_path / 'r' / 'export'} FILES`" in text
     candidates, final = (table.shown() for table in section.tables)
     rows = [[cell["text"] for cell in row] for row in candidates["rows"]]
     assert [row[1] for row in rows] == ["the run in eager mode", "openvino fp32", "openvino bf16", "torch fp32"]

@@ -67,6 +67,8 @@ def what_was_trained(facts: RunFacts) -> str:
     val = facts.splits.get("val")
     chosen = f"; {plural(val, 'further image')} chose the best epoch" if val else ""
     bands = f" It reads {plural(len(facts.bands), 'band')}: {listed(facts.bands)}." if facts.bands else ""
+    if attributes := facts.point_attributes:
+        bands = f" It reads {plural(len(attributes), 'attribute')} of each point: {listed(attributes)}."
     return f"A model ({facts.model}) was trained {on} to {verb} {told}{begin}{chosen}.{bands}{_on_bands(facts)}"
 
 

@@ -13,6 +13,7 @@ from vitrail.analyze.evaluated import Evaluation
 from vitrail.config.schema import Recipe
 from vitrail.data.images import BANDS
 from vitrail.evaluate.run import OTHER
+from vitrail.models.modality import POINTS
 from vitrail.report.data import Known, read_known
 
 _SPLITS = ("test", "val", "train")
@@ -86,6 +87,7 @@ class RunFacts:
         views: Test-time augmentation; "none" without.
         finished: Whether training came to its end.
         bands: Bands that the model reads; empty for pictures (RGB or gray) and where nothing records them.
+        point_attributes: What the model reads of each point of a cloud, beside its coordinates.
         band_drops: Each band -> the accuracy that is lost without it and the verdict; empty where not measured.
     """
 
@@ -120,6 +122,7 @@ class RunFacts:
     views: str = "none"
     finished: bool = True
     bands: tuple[str, ...] = ()
+    point_attributes: tuple[str, ...] = ()
     band_drops: dict[str, tuple[float, str]] = field(default_factory=dict)
 
 
@@ -143,6 +146,7 @@ def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
     calibration = metrics.get("calibration") or {}
     environment = part.content(run.environment) or {}
     weights = recipe.model.weights
+    bands, attributes = _bands(part)
     return RunFacts(
         label=label,
         model=recipe.model.name,
@@ -174,7 +178,8 @@ def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
         out_of_distribution=_out_of_distribution(part),
         views=str(metrics.get("tta") or "none"),
         finished=not environment or "finished" in environment,
-        bands=_bands(part),
+        bands=bands,
+        point_attributes=attributes,
         band_drops=_band_drops(part),
     )
 
@@ -247,10 +252,13 @@ def _names_of_groups(predictions: pd.DataFrame | None) -> tuple[str, ...]:
     return tuple(sorted(set(names) - {""}))
 
 
-def _bands(part: Evaluation) -> tuple[str, ...]:
+def _bands(part: Evaluation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Bands of images or clips, and attributes of points."""
     streams = (part.content(part.run.card) or {}).get("streams") or {}
-    named = tuple(str(band) for stream in streams.values() for band in stream["bands"])
-    return () if named in BANDS.values() else named
+    named = tuple(str(band) for name, stream in streams.items() if name != POINTS.name for band in stream["bands"])
+    if POINTS.name in streams:
+        return (), named
+    return () if named in BANDS.values() else named, ()
 
 
 def _band_drops(part: Evaluation) -> dict[str, tuple[float, str]]:

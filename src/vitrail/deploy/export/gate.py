@@ -217,7 +217,7 @@ def judge_photographs(
     each = np.abs(in_full.astype(np.float64) - logits).reshape(len(rows), -1).max(axis=1)
     away = float(np.median(each)) / scale
     found = dataclasses.replace(verdict, photographs=Photographs(len(rows), misses, away))
-    of = f"{len(rows):,} encoded images, decoded in full"
+    of = f"{len(rows):,} images as other programs read them"
     if not away <= limits.photographs:
         reason = (
             f"logits typically differ by {away:.1e} of their scale on {of}, at most {limits.photographs:g} is alike"
