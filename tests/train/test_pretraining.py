@@ -19,11 +19,15 @@ from tests.images import make_folder, save_image
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.config.changes import apply_changes
+from vitrail.config.load import dump_recipe
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs import load_trained
+from vitrail.runs.folder import RunFolder
 from vitrail.train import pretrain, train
+from vitrail.train.auto.resolve import resolve_from_data
 from vitrail.train.callbacks import checkpoints, representation
-from vitrail.train.pretraining import PretrainModule
+from vitrail.train.pretraining import PretrainingBuilder, PretrainModule
+from vitrail.train.resume import resume_settings
 
 VIT = {"name": "vit", "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "drop_path_rate": 0.1}
 SWIN = {"name": "swin", "patch_size": 1, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
@@ -117,6 +121,15 @@ def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, whole_run, way):
     monkeypatch.undo()
     torch.rand(7)
     _same_end(pretrain(recipe(tmp_path / "killed", way), resume=True), whole)
+
+
+@pytest.mark.parametrize("way", ["simclr", "mae", "simmim"])
+def test_a_resumed_run_keeps_what_its_start_resolved(tmp_path, way):
+    asked = recipe(tmp_path, way)
+    begun = resolve_from_data(asked, PretrainingBuilder().open_images(asked, None), ())
+    run = RunFolder(tmp_path)
+    run.recipe.write_text(dump_recipe(begun))
+    assert resume_settings(asked, run, resume=True) == begun
 
 
 def test_killed_while_writing(tmp_path, monkeypatch, whole_run):

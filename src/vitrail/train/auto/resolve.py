@@ -26,13 +26,13 @@ _TRIAL_IMAGES = 32
 
 
 def resolve_from_run(recipe: Recipe, begun: Recipe) -> Recipe:
-    """Replace "auto" settings, and labels that are not given, by those that a run started with.
+    """Replace "auto" settings, and labels and a mask ratio that are not given, by those that a run started with.
 
     Args:
         recipe: The recipe.
         begun: The recipe in the run folder.
     """
-    trainer, data = recipe.trainer, recipe.data
+    trainer, data, task = recipe.trainer, recipe.data, recipe.task
     if trainer.precision == "auto":
         trainer = dataclasses.replace(trainer, precision=begun.trainer.precision)
     if trainer.learning_rate == "auto":
@@ -48,7 +48,9 @@ def resolve_from_run(recipe: Recipe, begun: Recipe) -> Recipe:
         data = data.changed({"classes.names": names, "classes.values": values})
     if data.classes.unlabelled_value is None:
         data = data.changed({"classes.unlabelled_value": begun.data.classes.unlabelled_value})
-    return dataclasses.replace(recipe, trainer=trainer, data=data)
+    if task.mask_ratio is None and task.name == begun.task.name:
+        task = dataclasses.replace(task, mask_ratio=begun.task.mask_ratio)
+    return dataclasses.replace(recipe, trainer=trainer, data=data, task=task)
 
 
 def resolve_from_data(recipe: Recipe, data: ImageData, classes: tuple[str, ...]) -> Recipe:
