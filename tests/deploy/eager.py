@@ -48,7 +48,7 @@ def _patch_engines(patch):
     patch.setattr(candidates, "convert", convert)
     # It is as fast as the run, and no speed is tested.
     patch.setattr(Measured, "slower", "")
-    patch.setattr(measure, "_MOST_CALLS", 8)
+    patch.setattr(measure, "_MOST_CALLS", 2)
     for module in (candidates, load, sizes):
         patch.setattr(module, "open_engine", open_engine)
 
