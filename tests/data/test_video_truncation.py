@@ -78,10 +78,38 @@ def test_bytes_after_the_end_are_no_truncation(tmp_path, form, tail):
     assert not is_truncated(file)
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "mpeg4"), (".webm", "libvpx"), (".ts", "mpeg2video")])
+STREAMS = {
+    "a.ts": ("mpeg2video", {}),
+    "times.ts": ("mpeg2video", {"mpegts_m2ts_mode": "1"}),
+    "a.mpg": ("mpeg1video", {}),
+    "a.vob": ("mpeg2video", {}),
+}
+
+
+@pytest.mark.parametrize("form", STREAMS)
+def test_streams_that_end_within_a_packet_are_truncated(tmp_path, form):
+    file = _write(tmp_path / form, *STREAMS[form])
+    content = file.read_bytes()
+    assert not is_truncated(file)
+    found = 0
+    for end in np.random.default_rng(len(content)).integers(2048, len(content), 60):
+        (tmp_path / "cut").write_bytes(content[:end])
+        found += is_truncated(tmp_path / "cut")
+    # Those cut between two packets are not found: 1 in 188 of a transport stream, 5 in 192 with times before packets.
+    assert found >= 54
+
+
+@pytest.mark.parametrize("form", STREAMS)
+@pytest.mark.parametrize("tail", [b"\0", b"\0" * 4096, b"some text of another program\n"])
+def test_bytes_after_a_stream_are_no_truncation(tmp_path, form, tail):
+    file = _write(tmp_path / form, *STREAMS[form])
+    file.write_bytes(file.read_bytes() + (b"\0\0\1\xb9" if form.endswith(("mpg", "vob")) else b"") + tail)
+    assert not is_truncated(file)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "mpeg4"), (".webm", "libvpx")])
 def test_live_files_declare_nothing(tmp_path, suffix, codec):
-    live = {"live": "1"} if suffix != ".ts" else {}
-    file = _write(tmp_path / f"a{suffix}", codec, live)
+    file = _write(tmp_path / f"a{suffix}", codec, {"live": "1"})
     assert not is_truncated(file)
     assert not is_truncated(_cut(file, 0.6))
 
@@ -101,7 +129,7 @@ def test_truncated_files_are_noted_when_opened_and_damaged_in_the_audit(tmp_path
     table.write_text(f"path,label\n{whole.name},x\n{cut.name},y\n")
     source = VideoSource(data_config(source="videos", path=str(table)), (4, 16, 16), None)
     (note,) = (line for line in source.notes if "truncated" in line)
-    assert note.startswith("1 of 2 clips are of files that end before their last byte")
+    assert note.startswith("1 of 2 clips is of files that end before their last byte")
     assert note.endswith(f"({cut.name})")
     sound, damaged = scan_clips(source, [0, 1])
     assert not sound.fault
