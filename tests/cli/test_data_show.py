@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 
 from tests.images import make_folder
@@ -9,6 +10,8 @@ from vitrail.cli.data_show import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.data import open_data
 from vitrail.errors import ConfigError
+from vitrail.figures.contact_sheet import write_contact_sheet
+from vitrail.models.image_size import image_size
 from vitrail.train.preview import training_views
 
 
@@ -49,10 +52,34 @@ def test_the_picture_is_drawn(tmp_path, capsys):
     out = tmp_path / "sheets" / "x.png"
     main([f"--out={out}", "--data.source", "folder", "--data.path", str(images), "--data.img_size", "24",
           "--data.augment", "leaf", "--images", "2", "--times", "1"])  # fmt: skip
-    assert "2 training images, 1 times each" in capsys.readouterr().out
+    assert "2 training images, 1 time each" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 100
+
+
+@pytest.mark.drawn
+@pytest.mark.parametrize("seed", [0, 3])
+def test_labelled_points_have_the_colours_of_their_parts(tmp_path, seed):
+    data = {"source": "solids", "points": {"part": "surface", "num_clouds": 40, "seed": seed, "drop": 0.5}}
+    model = {"name": "vnt", "num_points": 64, "num_neighbors": 4}
+    recipe = make_recipe({"data": data, "model": model, "task": {"name": "parts"}})
+    views = training_views(recipe, 3, 2)
+    present = {int(part) for row in views.rows for part in row.streams["parts"].unique()}
+    assert present <= set(range(len(views.parts)))
+    source = open_data(recipe.data, image_size(recipe)).source
+    places = {key: i for i, key in enumerate(source.keys)}
+    for row in views.rows:
+        own = source.read([places[row.key]])["parts"]
+        assert torch.equal(row.streams["parts"], own.expand(3, -1))
+        assert row.labels == ["", "", ""]
+    out = tmp_path / "parts.png"
+    write_contact_sheet([r.streams for r in views.rows], [r.labels for r in views.rows], views.bands, out, views.parts)
+    with Image.open(out) as picture:
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    # The marks of the legend are not shaded, those of parts that do not occur are missing. Letters have the gray one.
+    tab10 = [tuple(round(255 * x) for x in color) for color in colormaps["tab10"].colors]
+    assert {i for i, color in enumerate(tab10) if color in colors} - {7} == present
 
 
 def test_wrong_usage():

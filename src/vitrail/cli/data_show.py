@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from vitrail.cli.outputs import PICTURE, output_file
 from vitrail.cli.recipes import read_recipe_arguments
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 _OPTIONS = {"--out": "data.png", "--images": "6", "--times": "6"}
 _DESCRIPTION = (
@@ -41,9 +41,12 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--out must be a PNG file, got {out}")
     views = training_views(recipe, images, times)
     rows = views.rows
-    write_contact_sheet([row.streams for row in rows], [row.labels for row in rows], views.bands, out)
+    write_contact_sheet([row.streams for row in rows], [row.labels for row in rows], views.bands, out, views.parts)
     noun = MODALITIES[next(iter(views.bands))].noun
-    print(f"{len(views.rows)} training {noun}, {times} times each with data.augment {recipe.data.augment}: {out}")
+    print(
+        f"{len(views.rows)} training {noun}, {plural(times, 'time')} each with data.augment {recipe.data.augment}: "
+        f"{out}"
+    )
     if not views.changed:
         print(_remedy(views.bands))
     return 0

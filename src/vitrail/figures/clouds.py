@@ -114,7 +114,7 @@ def turntable_figure(
             axis.set_axis_off()
         axes[row, 0].set_title(title, loc="left", fontsize=8)
     if present:
-        _add_legend(figure, np.concatenate(present), names)
+        add_part_legend(figure, np.concatenate(present), names)
     return figure
 
 
@@ -144,7 +144,14 @@ def _legend(parts: Array, names: Sequence[str]) -> dict[int, tuple[str, str]]:
     }
 
 
-def _add_legend(figure: Figure, parts: Array, names: Sequence[str]) -> None:
+def add_part_legend(figure: Figure, parts: Array, names: Sequence[str]) -> None:
+    """Name the colours of parts below a figure.
+
+    Args:
+        figure: The figure.
+        parts: Parts of all points that it shows; -1 is no label.
+        names: Names of all parts.
+    """
     entries = _legend(parts, names).values()
     marks = [Line2D([], [], marker="o", linestyle="", color=color) for _, color in entries]
     figure.legend(marks, [name for name, _ in entries], loc="outside lower center", ncols=4, fontsize=7)
@@ -172,7 +179,7 @@ def parts_figure(
             axes[row, column].set_axis_off()
         axes[row, 0].set_title(f"{title}, true", loc="left", fontsize=7)
         axes[row, 2].set_title("predicted", loc="left", fontsize=7)
-    _add_legend(figure, np.concatenate([*parts[0], *parts[1]]), names)
+    add_part_legend(figure, np.concatenate([*parts[0], *parts[1]]), names)
     return figure
 
 

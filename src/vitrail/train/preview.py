@@ -23,8 +23,9 @@ class Row:
 
     Attributes:
         key: Key of the image.
-        streams: Stream -> shape ``(1 + times, C, H, W)`` in 0..1, the original first; clips and clouds alike.
-        labels: Target of each version, as text.
+        streams: Stream -> shape ``(1 + times, C, H, W)`` in 0..1, the original first; clips and clouds alike, and
+            "parts" of points, shape ``(1 + times, N)``.
+        labels: Target of each version, as text; empty where points have the labels.
     """
 
     key: str
@@ -40,11 +41,13 @@ class Views:
         rows: One row an image.
         bands: Band names of each stream.
         changed: Whether training changes images at all.
+        parts: Names of the labels of points.
     """
 
     rows: list[Row]
     bands: dict[str, tuple[str, ...]]
     changed: bool = True
+    parts: tuple[str, ...] = ()
 
 
 def training_views(recipe: Recipe, images: int, times: int) -> Views:
@@ -81,11 +84,11 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
         Row(
             source.keys[index],
             {name: torch.stack([view[name][i] for view in seen]) for name in streams},
-            [_in_words(share[i], source.classes) for share in shares],
+            ["" if source.parts else _in_words(share[i], source.classes) for share in shares],
         )
         for i, index in enumerate(chosen)
     ]
-    return Views(rows, source.bands, augment is not None or mix is not None)
+    return Views(rows, source.bands, augment is not None or mix is not None, source.parts)
 
 
 def _in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
