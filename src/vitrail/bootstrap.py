@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.special import ndtr
 from scipy.stats import t as student
 
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 Doubles = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -52,7 +52,9 @@ class Bootstrap:
         if not 0 < self.confidence < 1:
             raise ConfigError(f"confidence must be between 0 and 1, got {self.confidence}")
         if self.groups is not None and len(self.groups) != self.images:
-            raise DataError(f"{len(self.groups)} groups for {self.images} images; give one for each")
+            raise DataError(
+                f"{plural(len(self.groups), 'group')} for {plural(self.images, 'image')}; give one for each"
+            )
         if self.units < 2:
             what = "image" if self.groups is None else "group"
             raise DataError(f"an interval needs at least 2 {what}s, there is {self.units}; leave the intervals out")

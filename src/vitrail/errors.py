@@ -76,10 +76,30 @@ def few(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
     return between.join(items[:most]) + more
 
 
-def plural(number: int, what: str) -> str:
-    """Format a number with its noun, in the plural unless the number is 1."""
-    nouns = f"{what}es" if what.endswith(("s", "tch", "nch")) else f"{what}s"
-    return f"{number:,} {what if number == 1 else nouns}"
+def plural(number: int, what: str, several: str | None = None) -> str:
+    """Format a number with its noun, in the plural unless the number is 1.
+
+    Args:
+        number: The number.
+        what: The noun of one, also with its verb: "image has".
+        several: The same of any other number; by default the noun with its regular ending.
+    """
+    if several is None:
+        several = f"{what}es" if what.endswith(("s", "tch", "nch")) else f"{what}s"
+    return f"{number:,} {what if number == 1 else several}"
+
+
+def count_of(number: int, total: int, what: str, does: str, do: str) -> str:
+    """Format a number of a whole with its verb: "1 of 3 files is empty", "2 of 3 files are empty".
+
+    Args:
+        number: The number.
+        total: The whole.
+        what: The noun of one.
+        does: Verb, and its object, where the number is 1.
+        do: The same of any other number.
+    """
+    return f"{number:,} of {plural(total, what)} {does if number == 1 else do}"
 
 
 def first_line(error: BaseException) -> str:

@@ -88,11 +88,11 @@ def test_files_that_cannot_be_read_are_refused_or_listed_in_the_run(photos, tmp_
     assert main([*command, str(run), "--data.errors.on_unreadable", "skip"]) == 0
     listed = pd.read_csv(run / "unreadable.csv")
     assert listed["path"].tolist() == [f"train/dark/{path.name}" for path in broken]
-    assert "5 files cannot be read and are left out" in capsys.readouterr().err
+    assert "5 files are left out, unreadable" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--split", "train"]) == 0
     said = capsys.readouterr().out
     assert "12 images" in said
-    assert "5 files cannot be read and were left out" in said
+    assert "5 files left out, unreadable" in said
 
 
 @pytest.mark.slow

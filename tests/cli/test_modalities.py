@@ -273,7 +273,7 @@ def test_explanations_of_clips_are_animated(place, monkeypatch):
     code, out, err = _call(["explain", "run", place.file, "--method", "rollout", "gradcam", "--out", "animated"])
     assert code == 0, err
     noun = MODALITIES[place.kind]
-    assert out.startswith(f"of 1 {noun.noun} 1 was trained on: ")
+    assert out.startswith(f"of 1 {noun.singular} 1 was trained on: ")
     assert f"\n1 {noun.singular} explained by rollout, gradcam; written to animated\n" in out
     (entry,) = json.loads(Path("animated/explanations.json").read_text())["images"]
     for method, said in entry["methods"].items():

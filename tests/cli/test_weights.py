@@ -100,7 +100,7 @@ def test_trying_a_model(tiny, capsys):
     nm = ("--bands", "wavelength", "--band-wavelengths", "400", "500")
     code, out, _ = _ask(capsys, tiny, "--model", "vit_tiny_patch16_224", "--set", "in_chans=2", "--new-head", *nm)
     assert code == 1
-    assert "source-wavelengths for the 4 bands" in out
+    assert "source-wavelengths for 4 bands" in out
     code, out, _ = _ask(capsys, tiny, "--model", "swin_tiny_patch4_window7_224", "--json")
     assert code == 1
     assert "no checkpoint of Swin" in json.loads(out)["refused"]

@@ -1,5 +1,7 @@
 """Suites of runs that label points: paired over clouds."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,7 +50,8 @@ def label(run, quality, clouds=60, points=24):
     folder.write_json(folder.environment, environment | {"images": {"number": 600, "fingerprint": "x"}})
     row = {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "val_miou": 0.4, "epoch_seconds": 3.0}
     folder.write_metrics([{"epoch": i, **row} for i in range(3)])
-    folder.write_json(folder.card, {"classes": NAMES, "epoch": 2, "settings": {"per_point": True}})
+    card = {"classes": NAMES, "epoch": 2, "settings": {"per_point": True}, "streams": {"points": {}}}
+    folder.write_json(folder.card, card)
     true = np.random.default_rng(0).choice(3, (clouds, points), p=[0.5, 0.3, 0.2])
     true[0] = -1  # a cloud without labels
     rng = np.random.default_rng(int(run.identity, 16))
@@ -168,10 +171,15 @@ def test_the_page_of_a_suite(parts):
     for run in runs:
         label(run, 0.6)
     folder = write_suite(suite, runs, tabulate(suite, runs), [])
-    page = write_suite_report(folder, load_recipe).with_suffix(".md").read_text()
+    html = write_suite_report(folder, load_recipe)
+    page = html.with_suffix(".md").read_text()
     assert "mIoU against the time" in page
     assert "Labelled points, added up over the runs" in page
     assert "Beside published results" not in page
+    assert "on the same 59 test point clouds" in folder.read_facts()["method"]
+    for text in (page, html.read_text(), *folder.read_facts()["sentences"]):
+        text = re.sub(r"<(style|script)>.*?</\1>|<img[^>]*>|images?/s", "", text, flags=re.DOTALL)
+        assert not re.findall(r".{0,60}(?<![\w/.-])[Ii]mages?(?![\w/=:-]).{0,60}", text)
 
 
 def test_clouds_of_other_points_are_not_paired(parts):

@@ -69,9 +69,7 @@ def test_rows_of_several_or_no_1(tmp_path, number):
     rows[17] = 0
     rows[17, :number] = 1
     file = save(tmp_path / "x.npz", stack(), rows)
-    message = (
-        rf"1 of 60 rows of the labels have several or no 1 \(row 17 has {number}\); .* data.classes.multi_label true"
-    )
+    message = rf"several or no 1 in 1 of 60 rows of labels \(row 17 has {number}\); .* data.classes.multi_label true"
     with pytest.raises(DataError, match=message):
         opened(file)
     source = opened(file, classes__multi_label=True, splitting__val_fraction=0, splitting__test_fraction=0)

@@ -165,7 +165,7 @@ def test_names_in_place_of_the_data_s_own():
     assert resolve([0, 1], rules, own={0: "cat", 1: "dog"})[1] == ["Katze", "Hund"]
     with pytest.raises(DataError, match="fox"):
         resolve([0, 1], rules, own={0: "cat", 1: "fox"})
-    with pytest.raises(DataError, match="names its 3 classes itself"):
+    with pytest.raises(DataError, match="names 3 classes itself"):
         resolve([0, 1], ClassRules(given), own={0: "dog", 1: "cat", 2: "emu"})
 
 
@@ -185,7 +185,7 @@ def test_targets_of_several_labels():
     ("settings", "message"),
     [
         ({"classes__values": (0, 1)}, "data.classes.values must be left out without data.classes.names"),
-        ({"classes__values": (0, 1), "classes__names": ("a",)}, "1 labels, one for each class name"),
+        ({"classes__values": (0, 1), "classes__names": ("a",)}, "1 label, one for each class name"),
         ({"classes__values": (0, 0), "classes__names": ("a", "b")}, "different labels"),
         ({"classes__names": ("a", "a")}, "different names"),
         (
@@ -260,7 +260,7 @@ def test_other_spellings_of_names_in_the_data_are_no_order():
 @pytest.mark.parametrize("mark", ["|", ";", ", "])
 def test_names_that_join_others_are_reported(mark):
     (line,) = describe_doubtful(["ant", "bee", f"ant{mark}bee"])
-    assert f"1 class names join others, such as 'ant{mark}bee'; data.table.label_separator '{mark.strip()}'" in line
+    assert f"1 class name joins others, such as 'ant{mark}bee'; data.table.label_separator '{mark.strip()}'" in line
     assert describe_doubtful(["ant", "bee", f"ant{mark}wasp", "a,b"]) == []
     assert "a class is called 'NaN'" in describe_doubtful(["ant", "NaN"])[0]
 

@@ -44,7 +44,7 @@ def test_stratified_split_takes_each_class_share(seed):
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(DataError, match="'b' has 1 images"):
+    with pytest.raises(DataError, match="'b' has 1 image:"):
         stratified_split(["x", "y", "z", "w"], np.array([0, 0, 0, 1]), {"test": 0.3}, ["a", "b"])
 
 

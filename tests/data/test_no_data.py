@@ -103,7 +103,7 @@ def test_images_without_much_data_are_named(tmp_path):
     empty[:, :5] = 0
     write_tiff(tmp_path / "d" / "1" / "3.tif", empty, nodata=0)
     with pytest.warns(
-        DataWarning, match=r"1 images are mostly no data: 1/3\.tif; remove them, or check data.values.nodata"
+        DataWarning, match=r"1 image is mostly no data: 1/3\.tif; remove them, or check data.values.nodata"
     ):
         data = folder(tmp_path / "d")
     assert any("of the values of vv, vh are no data, in 1 of 12 images" in note for note in data.source.value_notes)

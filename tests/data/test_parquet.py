@@ -155,7 +155,7 @@ def test_broken_images_are_all_named_or_left_out(tmp_path):
         table.at[i, "image"] = {"bytes": b"nothing", "path": f"x/{i}.png"}
     table.at[20, "image"] = {"bytes": None, "path": "x/20.png"}
     table.to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=r"3 of the 24 images.*x/3.png.*x/17.png.*x/20.png"):
+    with pytest.raises(DataError, match=r"3 of 24 images.*x/3.png.*x/17.png.*x/20.png"):
         opened(tmp_path / "t.parquet")
     data = opened(tmp_path / "t.parquet", errors__on_unreadable="skip")
     assert [key for key, _ in data.source.left_out] == ["x/3.png", "x/17.png", "x/20.png"]
@@ -170,7 +170,7 @@ FAULTS = [
     ({"labels": [0.5] * 24}, {}, "numbers or texts are wanted"),
     ({"labels": [{"x": 1, "name": "a"}] * 24}, {}, r"'label' holds structs \(x, name\); take one of these fields"),
     ({"labels": [[{"x": 1}]] * 24}, {}, r"holds lists of structs \(x\)"),
-    ({"labels": ["a", " ", *["b"] * 22], "names": None}, {}, "1 of 24 labels are missing"),
+    ({"labels": ["a", " ", *["b"] * 22], "names": None}, {}, "1 of 24 labels is missing"),
     ({}, {"table__group_column": "plant"}, "no column 'plant'"),
     ({}, {"table__label_column": "lable"}, "no column 'lable'.*did you mean 'label'"),
     ({}, {"table__image_column": "label"}, "bytes of images are wanted"),

@@ -113,7 +113,7 @@ def test_laser_scans(tmp_path, ending):
         ("a.xyz", b"1 2 3\n4 5\n", "its rows have 2 to 3 numbers"),
         ("a.xyz", b"1 2 3\nx y z\n", "line 2 is no row of numbers"),
         ("a.xyz", b"1 2\n", "needs points of 3 coordinates"),
-        ("a.xyz", b"1 2 nan\n", "1 of 1 points have no finite coordinates"),
+        ("a.xyz", b"1 2 nan\n", "1 of 1 point has no finite coordinates"),
         ("a.npy", b"no array", "cannot be read as a point cloud"),
         ("a.off", b"PLY", "it does not begin with OFF"),
         ("a.off", b"OFF\n9 1 0\n0 0 0\n", "cannot be read as a point cloud"),
@@ -281,8 +281,8 @@ def test_padding_of_arrays_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("where", "value", "count", "message"),
     [
-        ((3, 5, 0), np.nan, 12, "cloud 000003: 1 of 12 points have no finite coordinates"),
-        ((3, 5), np.inf, 12, "cloud 000003: 1 of 12 points have no finite coordinates"),
+        ((3, 5, 0), np.nan, 12, "cloud 000003: 1 of 12 points has no finite coordinates"),
+        ((3, 5), np.inf, 12, "cloud 000003: 1 of 12 points has no finite coordinates"),
         ((3,), np.nan, 12, "cloud 000003: needs points of 3 coordinates, at least one"),
         ((3, 5), 0.0, 0, "cloud 000003: needs points of 3 coordinates, at least one"),
     ],

@@ -192,7 +192,7 @@ def test_a_class_that_no_held_out_group_has_is_named(tmp_path):
     assert "test has no image of rare (4 images in all): nothing is measured of them there" in lines
     table.loc[0, "group"] = ""
     table.to_csv(settings["path"], index=False)
-    with pytest.raises(DataError, match=r"1 images have no group.*\(data\.split stratified\)"):
+    with pytest.raises(DataError, match=r"1 image has no group.*\(data\.split stratified\)"):
         open_data(data_config(**settings), (8, 8))
     assert open_data(data_config(**settings, split="stratified"), (8, 8)).config.split == "stratified"
 
@@ -205,7 +205,7 @@ def test_groups_stay_together_whatever_comes_later(seed):
     assert all(len({s for s, g in zip(splits, groups, strict=True) if g == name}) == 1 for name in set(groups))
     assert set(splits) == {"train", "val", "test"}
     assert hashed_split(groups[:500], targets[:500], FRACTIONS, CLASSES, grouped=True) == splits[:500]
-    with pytest.raises(DataError, match="there are 2 groups: too few"):
+    with pytest.raises(DataError, match="the data has 2 groups: too few"):
         hashed_split(["x", "y"] * 5, np.zeros(10, int), FRACTIONS, CLASSES, grouped=True)
     lonely = ["of c" if target == 2 else group for target, group in zip(targets, groups, strict=True)]
     with pytest.raises(DataError, match="training would get no image of c: all are in groups of other splits"):

@@ -77,12 +77,12 @@ def _change(column, row, value):
 FAULTS = [
     (lambda t: t.rename(columns={"label": "lable"}), "no column 'label'.*did you mean 'lable'"),
     (lambda t: t.drop(columns="path"), "no column 'path'"),
-    (_change("label", 2, ""), r"label is empty in 1 rows \(line 4\)"),
-    (_change("path", 0, "nowhere.png"), r"1 of \d+ images that .* do not exist: .*nowhere.png"),
+    (_change("label", 2, ""), r"label is empty in 1 row \(line 4\)"),
+    (_change("path", 0, "nowhere.png"), r"1 of \d+ images that .* does not exist: .*nowhere.png"),
     (_change("split", 1, "part 1"), "split must be train, val, test or empty, got 'part 1'"),
     (lambda t: pd.concat([t, t.iloc[:2]]), "lists 2 images more than once"),
     (lambda t: t.assign(label="all"), "one class only"),
-    (_change("split", 3, ""), "1 of 24 images belong to no split where the others do, .* is the first"),
+    (_change("split", 3, ""), "1 of 24 images belongs to no split where the others do, .* is the first"),
     (lambda t: t.iloc[:0], "lists no images"),
 ]
 

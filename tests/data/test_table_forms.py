@@ -153,7 +153,7 @@ def test_names_that_fit_several_files_or_none(images):
     draw(images / "more" / "i5.png")
     table = images / "t.csv"
     table.write_text("path,label\n" + "".join(f"i{i},{i % 3}\n" for i in range(12)))
-    with pytest.raises(DataError, match=r"1 of 12 names .* fit several files: i3 \(i3.jpg and i3.png\)"):
+    with pytest.raises(DataError, match=r"1 of 12 names .* fits several files: i3 \(i3.jpg and i3.png\)"):
         opened(table)
     table.write_text("path,label\n" + "".join(f"i{i},{i % 3}\n" for i in range(4, 15)))
     with pytest.raises(DataError, match=r"3 of 11 images that .* do not exist: .*i12; .*data.table.image_folder"):
@@ -183,7 +183,7 @@ def test_columns_named_twice_and_cells_too_many(images):
     with pytest.raises(DataError, match="has 2 columns named 'label'"):
         opened(images / "t.csv")
     (images / "t.csv").write_text("path,label\n" + "".join(f"i{i}.png,{i % 3}{',x' * (i == 7)}\n" for i in range(12)))
-    with pytest.raises(DataError, match="line 9 has 3 cells and there are 2 columns"):
+    with pytest.raises(DataError, match="line 9 has 3 cells and the table 2 columns"):
         opened(images / "t.csv")
     (images / "t.csv").write_text('path,label\ni0.png,"a\ni1.png,b\n')
     with pytest.raises(DataError, match=r"cannot read .* as a table: .*line 2"):
@@ -241,7 +241,7 @@ def test_an_image_in_several_rows(images):
     rows = pd.DataFrame([*rows, ("./i0.png", "red")], columns=["filename", "cell_type"]).assign(split="train")
     rows.loc[0, "split"] = "val"
     rows.to_csv(images / "t.csv", index=False)
-    with pytest.raises(DataError, match=r"puts 1 images into several splits or groups: .*i0.png"):
+    with pytest.raises(DataError, match=r"puts 1 image into several splits or groups: .*i0.png"):
         opened(images / "t.csv", classes__multi_label=True, **columns)
 
 
@@ -361,7 +361,7 @@ def test_too_few_images_of_one_spelling(similar):
     table = pd.read_csv(similar)
     table[(table["label"] != "ANGER") | (table.index == 1)].to_csv(similar, index=False)
     for split in ("stratified", "exact"):
-        with pytest.raises(DataError, match=r"'ANGER' \(also spelled 'anger'; .*classes.merge similar\) has 1 images"):
+        with pytest.raises(DataError, match=r"'ANGER' \(also spelled 'anger'; .*classes.merge similar\) has 1 image:"):
             opened(similar, split=split)
 
 
@@ -447,11 +447,11 @@ def test_a_missing_list_is_not_an_empty_one(images):
     assert opened(images / "t.parquet").targets.sum() == 12
     table.loc[3, "label"] = None
     table.to_parquet(images / "t.parquet")
-    with pytest.raises(DataError, match="label is empty in 1 rows"):
+    with pytest.raises(DataError, match="label is empty in 1 row"):
         opened(images / "t.parquet")
 
 
 def test_classes_without_an_image_are_reported(images, capsys):
     (images / "t.csv").write_text("\n".join(["path,label", *(f"i{i}.png,{i % 2}" for i in range(12))]))
     opened(images / "t.csv", classes__names=("ant", "bee", "cat"))
-    assert "1 of 3 classes have no image: cat; a model cannot learn them" in capsys.readouterr().err
+    assert "1 of 3 classes has no image: cat; a model cannot learn them" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_ranges_beyond_a_video_are_reported(read, capsys):
     with pytest.raises(DataError, match=r"1 of 2 clips .* .*a@3-4 starts at 3 s, and its video ends at 3\.000 s"):
         read(["a,x,3,4", "b,y,2,9"])
     data = read(["a,x,3,4", "b,y,2,9"], errors__on_unreadable="skip")
-    assert "1 of 1 clips end with their video, before their end" in capsys.readouterr().err
+    assert "1 of 1 clip ends after the last frame of the video" in capsys.readouterr().err
     assert _numbers(data) == [[9, 11]]
 
 
@@ -99,7 +99,7 @@ def test_clips_of_a_file_are_of_one_group_whatever_cells_are_empty(read):
 def test_clips_without_labels_are_for_pretraining(frames, read, capsys):
     config = data_config(source="videos", path=str(frames), color="gray")
     data = open_data(config, (2, 4, 4))
-    assert f"2 clips of {frames} have no labels" in capsys.readouterr().err
+    assert f"2 clips of {frames} without labels, for pre-training alone" in capsys.readouterr().err
     table = read(["a", "b"], "path")
     for source in (data.source, table.source):
         assert source.classes == ()

@@ -315,7 +315,7 @@ def test_pictures_among_rasters_keep_their_own_range(tmp_path):
     with pytest.raises(DataError, match=r"several types: uint16 \(12, first .*\), uint8 \(1, first .*9\.png\)"):
         open_data(data_config(**config), SIZE)
     data = open_data(data_config(**config, scale=9000), SIZE)
-    assert any("1 of the images are pictures of 8 bits" in note for note in data.source.value_notes)
+    assert any("1 image is a picture of 8 bits" in note for note in data.source.value_notes)
     place = data.source.keys.index("0/9.png")
     x = np.array(Image.open(tmp_path / "d" / "0" / "9.png")).transpose(2, 0, 1) / 255
     assert np.allclose(data.source.load([place, 0])["image"][0], x, atol=1e-6)

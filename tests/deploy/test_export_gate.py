@@ -65,7 +65,7 @@ def test_fp32_passes_by_equality_alone_on_few_images():
     flipped[3, 0] = 30 + 2e-5
     verdict = judge(GateImages(Outputs(tied), targets), Outputs(flipped), "equality")
     assert verdict.status == "refused"
-    assert verdict.reason == "1 of 12 decisions differ"
+    assert verdict.reason == "1 of 12 decisions differs"
 
 
 def test_the_drop_counts_losses_and_gains_of_labelled_images():

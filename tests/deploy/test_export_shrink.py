@@ -130,7 +130,7 @@ def test_a_chosen_count_is_recorded(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "judge", judge)
     monkeypatch.setattr(module, "choose", _choose_last)
     assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink", 1, *LONG) == 0
-    assert "openvino fp32, 1 pairs of tokens merged in each block, written to" in capsys.readouterr().out
+    assert "openvino fp32, 1 pair of tokens merged in each block, written to" in capsys.readouterr().out
     found = record(tmp_path / "out")
     assert found["token_merging"] == 1
     assert found["model"]["settings"]["token_merging"] == 1

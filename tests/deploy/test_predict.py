@@ -114,7 +114,7 @@ def test_pairs_are_classified_with_their_second_files(tmp_path, capsys):
     assert captured.out.count("\n") == 1 + 10
     (tmp_path / "second" / "dark" / "1.tif").unlink()
     told = predicted(capsys, run, tmp_path / "photos", "--spectral", tmp_path / "second", code=1).err
-    assert "1 of 10 images have no second file" in told
+    assert "1 of 10 images has no second file" in told
 
 
 def test_folders_are_listed_by_the_rule_of_training(run_of_bands, rasters, tmp_path, capsys):

@@ -218,7 +218,7 @@ def test_groups_of_tables(tmp_path):
     assert groups_of_predictions(table[["path"]], None, data) is None
     with pytest.raises(DataError, match="no column has this name; did you mean 'plant'"):
         groups_of_predictions(table, "plants", data)
-    with pytest.raises(DataError, match=r"1 images have no .plant. .first: c\.png"):
+    with pytest.raises(DataError, match=r"1 image has no .plant. .first: c\.png"):
         groups_of_predictions(pd.DataFrame({"path": ["a.png", "c.png"]}), "plant", data)
     with pytest.raises(ConfigError, match="regular expression"):
         groups_of_predictions(table, "(", data)

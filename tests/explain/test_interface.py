@@ -69,7 +69,7 @@ def test_streams_by_name_and_in_order():
         (("rolout",), {}, ConfigError, "did you mean 'rollout'"),
         (("rollout",), {"discard_rato": 0.1}, ConfigError, "did you mean 'discard_ratio'"),
         (("probe", 3), {}, ConfigError, "from 0 to 2, got 3"),
-        (("probe", [0, 1, 2]), {}, ConfigError, "each of the 2 images"),
+        (("probe", [0, 1, 2]), {}, ConfigError, "each of 2 images"),
         (("probe", 0.5), {}, ConfigError, "index of a class"),
     ],
 )

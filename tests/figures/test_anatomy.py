@@ -113,7 +113,7 @@ def test_a_long_row_of_tokens_is_abridged(registers):
     figure = draw_patches([grid], [View(np.zeros((24, 24)), "image")], "")
     row = next(axis for axis in figure.axes if "tokens, read line by line" in axis.get_title())
     texts = [text.get_text() for text in row.texts]
-    assert f"the {36 + len(prefix)} tokens" in row.get_title()
+    assert f"{36 + len(prefix)} tokens" in row.get_title()
     assert texts.count("…") == (1 if registers == 2 else 2)  # among the patches, and among nine registers
     assert f"register\n{registers}" in texts
     assert "patch 36" in texts

@@ -65,7 +65,7 @@ def test_inverse_both_ways_with_gradient(partition, merge):
 
 @pytest.mark.parametrize("partition", [partition_windows, partition_grid])
 def test_a_size_that_does_not_divide_is_refused(partition):
-    with pytest.raises(ShapeError, match=r"7 x 9 .* of 4 x 3; append 1 rows and 0 columns"):
+    with pytest.raises(ShapeError, match=r"7 x 9 .* of 4 x 3; append 1 row and 0 columns"):
         partition(torch.zeros(1, 7, 9, 2), (4, 3))
     with pytest.raises(ShapeError, match=r"shape \(B, H, W, C\), got \(8, 9, 2\)"):
         partition(torch.zeros(8, 9, 2), (4, 3))

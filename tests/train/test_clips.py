@@ -81,7 +81,7 @@ def test_training_starts_from_it_and_evaluation_averages_views(place, capsys):
     assert metrics["clips"].items() >= {"views": 2, "crops": 3, "fps": 25.0}.items()
     # Results over other views of the same run are beside its own.
     assert main(["evaluate", "run", "--resamples", "100", "--data.video.views", "3", "--data.video.crops", "1"]) == 0
-    assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out
+    assert "averages the logits of 3 x 1 clip of each" in capsys.readouterr().out
     assert (place / "run" / "evaluation" / f"{metrics['name']}-3x1" / "metrics.json").is_file()
     (fact,) = (fact for fact in _facts([SimpleNamespace(metrics=metrics)]) if "clips" in fact["name"])
     assert fact["note"] == "accuracy averages 2 x 3 clips of each video"

@@ -38,7 +38,7 @@ def test_a_finished_run_stays_as_it_is(short, capsys, changes):
     before = _content(short.path)
     train(recipe(short.path, trainer__max_epochs=1, **changes), resume=True)
     assert _content(short.path) == before
-    assert f"{short.path} is finished: all 1 epochs are trained; nothing is changed" in capsys.readouterr().out
+    assert f"{short.path} is finished: its only epoch is trained; nothing is changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

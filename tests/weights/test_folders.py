@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import vitrail
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
-from vitrail.errors import WeightsError
+from vitrail.errors import WeightsError, plural
 from vitrail.weights import read_state_dict
 from vitrail.weights.locations import find_weights
 from vitrail.weights.read import read_checkpoint
@@ -44,9 +44,9 @@ def test_shards(family, kind, count, tmp_path, capsys):
         other = build(family, 2)
         report = vitrail.load_weights(other, where)
         assert unchanged(other, snapshot(model))
-        assert any(f"read from {count} shards" in note for note in report.notes)
+        assert any(f"read from {plural(count, 'shard')} that" in note for note in report.notes)
     assert main(["weights", str(tmp_path / "shards")]) == 0
-    assert f"read from {count} shards" in capsys.readouterr().out
+    assert f"read from {plural(count, 'shard')} that" in capsys.readouterr().out
     assert len(find_weights(index).files) == count + 1
 
 

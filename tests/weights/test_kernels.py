@@ -88,12 +88,12 @@ def test_wavelengths_by_stream():
     rule = BandRule("wavelength", {"image": RGB_NM, "spectral": (400, 700)}, {"image": RGB_NM, "spectral": (500,)})
     kernel = torch.randn(2, 1, 1, 1)
     torch.testing.assert_close(rule.apply(kernel, 2, "spectral")[0], kernel.expand(-1, 2, -1, -1) / 2)
-    with pytest.raises(WeightsError, match="source_wavelengths for the 4 bands of 'spectral', got 1 values"):
+    with pytest.raises(WeightsError, match="source_wavelengths for 4 bands of 'spectral', got 1 value"):
         rule.apply(torch.randn(2, 4, 1, 1), 2, "spectral")
-    with pytest.raises(WeightsError, match="band_wavelengths for the 5 bands of 'image', got 3 values"):
+    with pytest.raises(WeightsError, match="band_wavelengths for 5 bands of 'image', got 3 values"):
         rule.apply(torch.randn(2, 3, 1, 1), 5, "image")
     # The three bands of a spectral input are not taken for red, green and blue.
-    with pytest.raises(WeightsError, match="source_wavelengths for the 3 bands of 'spectral', got none"):
+    with pytest.raises(WeightsError, match="source_wavelengths for 3 bands of 'spectral', got none"):
         BandRule("wavelength", (400, 500)).apply(torch.randn(2, 3, 1, 1), 2, "spectral")
 
 

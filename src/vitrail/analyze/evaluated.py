@@ -43,11 +43,6 @@ class Evaluation:
         return str(self.metrics["name"])
 
     @property
-    def per_point(self) -> bool:
-        """Whether the run labels points."""
-        return bool(self.run.read_json(self.run.card).get("settings", {}).get("per_point", False))
-
-    @property
     def multi_label(self) -> bool:
         """Whether the run's targets are multi-label."""
         return self.run.read_json(self.run.card).get("label_separator") is not None

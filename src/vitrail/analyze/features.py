@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
-from vitrail.errors import ConfigError, DataError, RunError, closest
+from vitrail.errors import ConfigError, DataError, RunError, closest, plural
 from vitrail.evaluate.saved_predictions import is_current
 from vitrail.explain.structure.features import EMBEDDING, layer_features
 from vitrail.extras import import_extra
@@ -98,7 +98,7 @@ def open_space(
     split = split or opened.default_split()
     chosen = images.evenly_spaced(split, most)
     if len(chosen) < FEWEST_POINTS:
-        raise DataError(f"{split} has {len(chosen)} images; a layout needs at least {FEWEST_POINTS}")
+        raise DataError(f"{split} has {plural(len(chosen), 'image')}; a layout needs at least {FEWEST_POINTS}")
     stored = not other and layer == EMBEDDING and opened.is_own_split(split) and not card.per_point
     features = _stored(run, images, split, chosen) if stored else None
     if features is None:
@@ -138,7 +138,9 @@ def read_embeddings(run: RunFolder, name: str) -> tuple[npt.NDArray[np.float32],
     embeddings = run.read_embeddings(name)
     targets = run.read_predictions(name)["target"].to_numpy()
     if len(embeddings) != len(targets):
-        raise RunError(f"{run}: {len(embeddings)} embeddings for {len(targets)} predictions; evaluate it again")
+        raise RunError(
+            f"{run}: {plural(len(embeddings), 'embedding')} for {plural(len(targets), 'prediction')}; evaluate it again"
+        )
     return embeddings, targets
 
 

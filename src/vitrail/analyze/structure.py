@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail import __version__
 from vitrail.data.dataset import Batch
-from vitrail.errors import ConfigError, DataError, did_you_mean
+from vitrail.errors import ConfigError, DataError, did_you_mean, plural
 from vitrail.explain.capture.prepare import restored
 from vitrail.explain.capture.record import lacks_taps
 from vitrail.explain.methods.layer_attention import attention_distances, lacks_positions
@@ -258,7 +258,7 @@ def _focus(source: Source, other: Source | None) -> Learned:
         "Share of the attention of each head on the class token and registers, on the token itself, on its eight "
         "neighbours and on all other tokens. Hatched: uniform attention. Heads of a layer are sorted."
     )
-    note = f"{source.note}; mean over {source.count} images"
+    note = f"{source.note}; mean over {plural(source.count, 'image')}"
     return Learned("head_focus", "Targets of the heads", caption, draw_focus(layers, names, note), pd.DataFrame(rows))
 
 

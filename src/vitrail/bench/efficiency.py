@@ -14,6 +14,7 @@ import torch
 
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.speed import alternate, synchronize
+from vitrail.errors import plural
 from vitrail.models.profile import count_multiply_adds, count_parameters
 from vitrail.runs.trained import TrainedModel, load_classifier
 
@@ -50,7 +51,7 @@ def measure_efficiency(
         "batch_size": batch_size,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        else f"cpu, {plural(torch.get_num_threads(), 'thread')}",
         "latency_ms": latency(_classify(trained, 1), device),
     }
     if memory_of is not None:

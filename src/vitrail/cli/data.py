@@ -19,7 +19,7 @@ from vitrail.cli.next_steps import data_words, print_next
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
 from vitrail.cli.tables import format_table, format_terms
 from vitrail.config.changes import PREFIXES, split_words
-from vitrail.errors import ConfigError, closest, few
+from vitrail.errors import ConfigError, closest, few, plural
 
 if TYPE_CHECKING:
     from vitrail.config.schema import Recipe
@@ -385,8 +385,9 @@ def _on_joined(found: Audit) -> list[str]:
         return []
     number, first = len(found.joined_groups), found.joined_groups[0]
     return [
-        f"duplicates join {sum(map(len, found.joined_groups))} groups of the data into {number}: {few(first)} "
-        f"{'are' if number == 1 else 'become'} one; look at them (--out audit.html) before you train on such groups"
+        f"duplicates join {plural(sum(map(len, found.joined_groups)), 'group')} of the data into {number}: "
+        f"{few(first)} {'are' if number == 1 else 'become'} one; look at them (--out audit.html) before you train on "
+        "such groups"
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.data_location import EPILOG, override_run_data, split_arguments
 from vitrail.cli.next_steps import print_next
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 if TYPE_CHECKING:
     from vitrail.config.data import DataConfig
@@ -154,7 +154,7 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     print(f"{arguments.run} on {split}: {headline}")
     if modality is VIDEO:
         views, crops = images.config.video.views, images.config.video.crops
-        clips = f"mean logits of {views} x {crops} clips" if views * crops > 1 else "the middle clip"
+        clips = f"mean logits of {views} x {plural(crops, 'clip')}" if views * crops > 1 else "the middle clip"
         print(f"  {clips} of each video")
     return 0
 
@@ -169,7 +169,7 @@ def _headline(metrics: Mapping[str, Any], accuracy: str, units: str = "") -> str
         f"{accuracy} {metrics['accuracy']:.4f} (95 % interval{units} {metrics['accuracy_low']:.4f} to "
         f"{metrics['accuracy_high']:.4f}), "
         + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
-        + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
+        + f"macro F1 {metrics['f1_macro']:.4f}, {plural(metrics['images'], 'image')}"
     )
 
 
@@ -267,7 +267,7 @@ def _with_model(
     _draw_mistakes(evaluated, metrics)
     _run_extras(arguments, evaluated, own, changed, intervals)
     if metrics["unreadable"]:
-        print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
+        print(f"{plural(len(metrics['unreadable']), 'file')} left out, unreadable; metrics.json lists them")
     print(f"written to {evaluated.folder}")
     print_next(["vitrail", "report", run], ["vitrail", "explain", run, "--out", run.path / "explanations"])
     return 0
@@ -282,7 +282,8 @@ def _print_parts(run: object, metrics: dict[str, Any]) -> None:
         f"{metrics[name]:.4f} (95 % interval {_interval(metrics[f'{name}_low'], metrics[f'{name}_high'])})"
         for name in ("miou", "accuracy")
     )
-    print(f"{run} on {metrics['name']}: mIoU {miou}, accuracy of points {accuracy}, {metrics['images']} point clouds")
+    clouds = plural(metrics["images"], "point cloud")
+    print(f"{run} on {metrics['name']}: mIoU {miou}, accuracy of points {accuracy}, {clouds}")
     print(f"  mean over clouds of the mIoU of their own parts: {metrics['miou_clouds']:.4f}")
     rows = [
         [row["part"], str(row["points"]), "-" if row["iou"] is None else f"{row['iou']:.3f}",
@@ -306,16 +307,16 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
     trained, chosen = metrics.get("trained_on") or 0, metrics.get("chosen_on") or 0
     if trained or (chosen and metrics["split"] == "all"):
         only = "; --split test measures the test images alone" if metrics["split"] == "all" else ""
-        print_reworded(f"of {metrics['images']} images {describe_counts(trained, chosen)}: not a test{only}")
+        print_reworded(f"of {plural(metrics['images'], 'image')} {describe_counts(trained, chosen)}: not a test{only}")
         right += " (not a test)"
     drawn = metrics["intervals"]
-    groups = f" over {drawn['units']} groups" if drawn.get("unit") == "group" else ""
+    groups = f" over {plural(drawn['units'], 'group')}" if drawn.get("unit") == "group" else ""
     print_reworded(f"{run} on {metrics['name']}: {_headline(metrics, right, groups)}")
     if clips := metrics.get("clips"):
         print(
             f"  single clips: {right} {clips['accuracy']:.4f} (95 % interval over {'groups' if groups else 'videos'} "
             f"{_interval(clips['low'], clips['high'])}); the line above averages the logits of {clips['views']} x "
-            f"{clips['crops']} clips of each video"
+            f"{plural(clips['crops'], 'clip')} of each video"
         )
     if line := describe_pretraining_images(metrics.get("seen_in_pretraining"), metrics["images"], metrics["name"]):
         print_reworded(f"  {line}")
@@ -332,7 +333,7 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
         )
         print_reworded(
             f"  sets that should hold the true class of {conformal['sets'][0]['wanted']:.0%}: {ways} "
-            f"(by {conformal['images']} images of {conformal['calibrated_on']})"
+            f"(by {plural(conformal['images'], 'image')} of {conformal['calibrated_on']})"
         )
         if conformal.get("unreliable"):
             print_reworded(f"  these sets are unreliable: {conformal['unreliable']}")
@@ -382,7 +383,8 @@ def _run_extras(
             intervals=intervals,
         )
         print(
-            f"{report['images_other']} images of {arguments.ood} beside {report['images_known']} of {report['known']}:"
+            f"{plural(report['images_other'], 'image')} of {arguments.ood} beside {report['images_known']} of "
+            f"{report['known']}:"
         )
         from vitrail.cli.tables import format_table
 
@@ -436,7 +438,7 @@ def _drops(table: Any) -> str:
     ]
     if not (rest["verdict"] == "needed").any():
         first, groups = rest.iloc[0], table.attrs.get("groups")
-        units = f"{groups} groups" if groups else f"{whole['images']} images"
+        units = plural(groups, "group") if groups else plural(int(whole["images"]), "image")
         lines.append(
             f"no band is shown to be needed on {units}; the largest drop, {first['drop']:.3f} without {first['band']}, "
             f"may be random: measure more {'groups' if groups else 'images'} (data.splitting.test_fraction), or all of "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 if TYPE_CHECKING:
     from vitrail.deploy.export.export import Exported
@@ -144,7 +144,11 @@ def _export(arguments: Namespace, budget: float, image_size: ImageSize) -> int:
     )
     print(_tables(exported, arguments.agreement))
     record = exported.export.record
-    merged = f", {record['token_merging']} pairs of tokens merged in each block," if record["token_merging"] else ""
+    merged = (
+        f", {plural(record['token_merging'], 'pair')} of tokens merged in each block,"
+        if record["token_merging"]
+        else ""
+    )
     print(f"{record['engine']} {record['precision']}{merged} written to {exported.export.folder}")
     if record["no_photographs"]:
         print(f"it takes pixels at the model's size alone: {record['no_photographs']}")
@@ -199,12 +203,13 @@ def _tables(exported: Exported, agreement: float) -> str:
             unmeasured.setdefault(own.no_memory, []).append(name)
     lines += [f"no memory of {', '.join(names)}: {reason}" for reason, names in unmeasured.items()]
     if exported.gate_images < exported.available:
-        lines.append(
-            f"compared on {exported.gate_images:,} of {exported.available:,} images; --gate-images compares on more"
-        )
+        compared = f"compared on {exported.gate_images:,} of {plural(exported.available, 'image')}"
+        lines.append(reword(f"{compared}; --gate-images compares on more", modality))
     if any(not result.name.endswith("fp32") and " r=" not in result.name for result in exported.results):
-        lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
-    lines += ["", table(*exported.final.lines())] if exported.final else ["", "the run has no test images"]
+        lines += ["", reword(f"power of the gate: {power_text(exported.gate_images, agreement)}", modality)]
+    lines += (
+        ["", table(*exported.final.lines())] if exported.final else ["", reword("the run has no test images", modality)]
+    )
     if exported.budget.left_out:
         lines.append(f"left out, --budget is spent: {'; '.join(map(str, exported.budget.left_out))}")
     if overrun := exported.budget.overrun():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 from vitrail.models.facts import Stream
 from vitrail.models.modality import IMAGE, MODALITIES, check_need
 
@@ -141,7 +141,7 @@ def _titles(streams: tuple[Stream, ...], raw: dict[str, Tensor], made: bool) -> 
         elif stream.name != "image" and made:
             name = "the image's edges"
         if stream.chans not in _COLORS or (stream.name not in raw and stream.chans != 1):
-            name += f"\n(mean of {stream.chans} bands)"
+            name += f"\n(mean of {plural(stream.chans, 'band')})"
         titles.append(name)
     return titles
 
@@ -158,11 +158,11 @@ def _read(path: Path, stream: Stream, trained: TrainedModel | None) -> Tensor:
         small: Tensor = F.interpolate(bands[None], size=stream.size, mode="bilinear", antialias=True)[0]
         return small
     if stream.name != "image":
-        raise ConfigError(f"--spectral takes an array (.npy) of {stream.chans} bands, got {path}; save one with numpy")
+        raise ConfigError(f"--spectral takes an array (.npy) of {plural(stream.chans, 'band')}, got {path}")
     if stream.chans not in _COLORS:
         raise ConfigError(
-            f"the model takes {stream.chans} bands and an image file has 3 or 1; give --image an array (.npy) of "
-            f"{stream.chans} bands, or leave it out"
+            f"the model takes {plural(stream.chans, 'band')} and an image file has 3 or 1; give --image an array "
+            f"(.npy) of {plural(stream.chans, 'band')}, or leave it out"
         )
     from vitrail.data.evaluation_crop import crop_centre, size_to_read
     from vitrail.data.images import read_image
@@ -185,7 +185,7 @@ def _read_array(path: Path, stream: Stream) -> Tensor:
     if not isinstance(array, np.ndarray) or array.ndim != 3 or stream.chans not in (array.shape[0], array.shape[2]):
         shape = getattr(array, "shape", "several arrays")
         raise ConfigError(
-            f"{path} has the shape {shape} and the {stream.name} input has {stream.chans} bands; give it as "
+            f"{path} has the shape {shape} and the {stream.name} input has {plural(stream.chans, 'band')}; give it as "
             f"({stream.chans}, H, W) or (H, W, {stream.chans})"
         )
     if array.shape[0] != stream.chans:

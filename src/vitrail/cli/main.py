@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from vitrail.cli.naming import name_inputs
 from vitrail.cli.next_steps import BEGIN
 from vitrail.cli.tables import format_terms
 from vitrail.errors import ConfigError, DataWarning, VitrailError, closest
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if issubclass(category, DataWarning):
-            return f"warning: {' '.join(str(message).split())}\n"
+            return f"warning: {name_inputs(' '.join(str(message).split()), arguments)}\n"
         return plainly(message, category, filename, lineno, line)
 
     warnings.formatwarning = one_line
@@ -77,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VitrailError as error:
         if debug:
             raise
-        print(f"vitrail: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        # Errors of usage may name kinds of inputs that the command does not take.
+        text = text if isinstance(error, ConfigError) else name_inputs(text, arguments)
+        print(f"vitrail: error: {text}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:
         if debug:

@@ -152,7 +152,7 @@ def _describe(file: str, facts: WeightsFacts, fits: bool) -> str:
     if facts.num_classes is not None:
         fields.append(("classes", str(facts.num_classes) if facts.num_classes else "no classifier"))
     for entry in facts.inputs:
-        parts = [f"{plural(entry.bands, 'band')}"]
+        parts = [plural(entry.bands, "band")]
         parts += [f"{_by(entry.img_size)} pixels"] if entry.img_size else []
         parts += [f"patches of {_by(entry.patch_size)}"] if entry.patch_size else []
         parts += [f"on a grid of {_by(entry.grid)}"] if entry.grid else []
@@ -168,7 +168,7 @@ def _describe(file: str, facts: WeightsFacts, fits: bool) -> str:
     fields += [(f"{stream} norm", describe(pair)) for stream, pair in facts.normalization.items()]
     fields += [("unpacked", note) for note in facts.notes]
     fields += [("metadata", f"{key}: {value}") for key, value in facts.metadata.items() if key not in _SHOWN_ELSEWHERE]
-    fields += [("warning", f"{count} values of {key} are not finite") for key, count in facts.not_finite.items()]
+    fields += [("warning", f"{plural(count, 'value')} of {key} not finite") for key, count in facts.not_finite.items()]
     text = f"{file}\n{format_fields(fields)}"
     if facts.fits:
         fit = facts.fits[0]

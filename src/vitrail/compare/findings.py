@@ -95,7 +95,7 @@ def method(suite: Suite, tables: Tables) -> str:
     level = f"{1 - suite.alpha:.0%}"
     chosen = ", which also chose the best epoch" if tables.split == "val" else ""
     on = f"the same {tables.images} {_kind(tables)}{chosen}" + (
-        "" if tables.groups is None else f", in {tables.groups} groups, which are the units of the analysis"
+        "" if tables.groups is None else f", in {plural(tables.groups, 'group')}, the units of the analysis"
     )
     if suite.folds is None:
         how = (

@@ -12,7 +12,7 @@ from vitrail.compare.plan import Run
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import open_data
 from vitrail.data.groups import groups_of
-from vitrail.errors import DataError, RunError
+from vitrail.errors import DataError, RunError, plural
 from vitrail.evaluate.constant_predictor import constant_logits
 from vitrail.evaluate.image_scores import image_scores
 from vitrail.evaluate.parts import cloud_scores, constant_counts, count_table
@@ -87,15 +87,19 @@ def check_same_images(first: TestedRun, other: TestedRun) -> None:
     where = f"{first.run.label} ({first.run.folder}) and {other.run.label} ({other.run.folder})"
     if first.images != other.images:
         alone = sorted(set(first.images) ^ set(other.images))
-        what = f"{len(alone)} images are in one of them only, {alone[0]!r} is the first" if alone else "their number"
+        what = (
+            f"{plural(len(alone), 'image is', 'images are')} in one of them only, {alone[0]!r} is the first"
+            if alone
+            else "their number"
+        )
         raise DataError(
             f"{where} were tested on different images ({what}); paired statistics need the same ones: give the "
             "variants the same data and splits, or delete the runs from before the images changed"
         )
     if first.targets.shape != other.targets.shape and first.correct is None:
         raise DataError(
-            f"{where} label {first.targets.shape[1]} and {other.targets.shape[1]} points of each cloud; give all "
-            "variants the same model.num_points"
+            f"{where} label {first.targets.shape[1]} and {plural(other.targets.shape[1], 'point')} of each cloud; give "
+            "all variants the same model.num_points"
         )
     if first.targets.shape != other.targets.shape or (first.targets != other.targets).any():
         raise DataError(

@@ -17,6 +17,7 @@ from vitrail.bootstrap import NOT_SHOWN
 from vitrail.compare.pairing import TestedRun, check_same_images, image_groups, read_tested, test_share
 from vitrail.compare.plan import Run, training_seconds
 from vitrail.compare.suite import Suite
+from vitrail.errors import plural
 from vitrail.evaluate import statistics
 from vitrail.evaluate.image_scores import ALL_SCORES
 
@@ -357,4 +358,4 @@ def _reason(row: Mapping[str, Any], shown: bool, several: bool) -> str:
     if row["runs_needed"] is None:
         more = "test images" if row["groups"] is None else "groups of test images"
         return f"more runs alone would not show a difference of this size: it needs more {more}"
-    return f"about {row['runs_needed']} runs of each would show a difference of this size (4 times in 5)"
+    return f"about {plural(row['runs_needed'], 'run')} of each would show a difference of this size (4 times in 5)"

@@ -15,7 +15,7 @@ from vitrail.config.load import load_recipe, read_yaml
 from vitrail.config.renamed import print_renamed, rename_changes, rename_content
 from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.data.augment.test_time import tta_views
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, closest, plural
 from vitrail.evaluate.image_scores import ALL_SCORES, PART_SCORES, SCORES
 from vitrail.models.image_size import image_size
 from vitrail.models.registry import find_family
@@ -374,8 +374,8 @@ def _check_points(variants: Sequence[Variant], where: str) -> None:
     for name, own in others:
         if own != number:
             raise ConfigError(
-                f"{where}the variants {first} and {name} label {number} and {own} points of each cloud; give all "
-                "variants and tests the same model.num_points (or data.points.num_points)"
+                f"{where}the variants {first} and {name} label {number} and {plural(own, 'point')} of each cloud; give "
+                "all variants and tests the same model.num_points (or data.points.num_points)"
             )
 
 

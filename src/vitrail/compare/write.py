@@ -13,6 +13,8 @@ from vitrail.compare.results import Tables
 from vitrail.compare.suite import Suite
 from vitrail.evaluate.image_scores import ALL_SCORES
 from vitrail.files import write_text
+from vitrail.models.modality import reword
+from vitrail.runs.folder import RunFolder
 from vitrail.runs.suite import SuiteFolder
 
 # Column of metrics.csv with the validation curve of a measure.
@@ -39,13 +41,30 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         {"run": failure.run.label, "error": failure.error, "log": str(failure.log) if failure.log else ""}
         for failure in failures
     ]
+    done = [RunFolder(path) for path in tables.results["run"]] if len(tables.results) else []
+    inputs = {run.modality for run in done}
+    names = frozenset(
+        [
+            suite.title,
+            suite.about.strip(),
+            *(v.name for v in suite.variants),
+            *(n for run in done for n in run.own_names),
+        ]
+    )
+
+    def name_inputs(text: str) -> str:
+        return reword(text, *inputs, names=names)
+
+    pairs = tables.pairs
+    if "why" in pairs:
+        pairs = pairs.assign(why=[name_inputs(str(why)) for why in pairs["why"]])
     for file, table in (
         (folder.results, tables.results),
         (folder.summary, tables.summary),
-        (folder.pairs, tables.pairs),
+        (folder.pairs, pairs),
     ):
         folder.write_table(file, table)
-    write_text(folder.text, markdown(suite, tables, failed))
+    write_text(folder.text, name_inputs(markdown(suite, tables, failed)))
     curve = _CURVES.get(suite.metric, "val_accuracy")
     facts: dict[str, Any] = {
         "title": suite.title,
@@ -71,8 +90,10 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         "groups": tables.groups,
         "runs_planned": sum(not run.is_pretraining for run in runs),
         "runs_done": len(tables.results),
-        "sentences": sentences(suite, tables),
-        "method": " ".join([*([method(suite, tables)] if len(tables.pairs) else []), *about_pretraining(suite)]),
+        "sentences": list(map(name_inputs, sentences(suite, tables))),
+        "method": name_inputs(
+            " ".join([*([method(suite, tables)] if len(tables.pairs) else []), *about_pretraining(suite)])
+        ),
         "variants": [{"name": v.name, "changes": v.changes} for v in suite.variants],
         "failures": failed,
         "vitrail": __version__,

@@ -27,7 +27,7 @@ from vitrail.config.data_groups import (
     VideoConfig,
     build_group,
 )
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 # Settings that say where other images lie and how their labels are written; none of them changes what a run was trained
 # on, so that an evaluation may change them.
@@ -264,7 +264,12 @@ class DataConfig:
         if values is not None:
             count = len(names or ())
             require(names is not None, "data.classes.values", "left out without data.classes.names", values)
-            require(len(values) == count, "data.classes.values", f"{count} labels, one for each class name", values)
+            require(
+                len(values) == count,
+                "data.classes.values",
+                f"{plural(count, 'label')}, one for each class name",
+                values,
+            )
             require(len(set(values)) == len(values), "data.classes.values", "different labels", values)
 
     def _check_bands(self) -> None:
@@ -278,7 +283,7 @@ class DataConfig:
             if config.wavelengths is not None:
                 name, nm = f"data.{group}.wavelengths", config.wavelengths
                 require(config.names is not None, f"data.{group}.names", f"given where {name} are", config.names)
-                require(len(nm) == len(config.names), name, f"{len(config.names)} numbers, one a band", nm)
+                require(len(nm) == len(config.names), name, f"{plural(len(config.names), 'number')}, one a band", nm)
                 require(all(0 < v < math.inf for v in nm), name, "above 0 and finite, in nm", nm)
             for leaf in ("names", "use"):
                 name, given = f"data.{group}.{leaf}", getattr(config, leaf)

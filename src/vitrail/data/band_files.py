@@ -17,7 +17,7 @@ import torch
 from vitrail.data.image_errors import BandError, UnreadableError, head
 from vitrail.data.images import Picture
 from vitrail.data.rasters import Raster
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 # Separators left at the ends of a name after its mark is removed.
 _SEPARATORS = " _-."
@@ -143,7 +143,7 @@ def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[B
         images[parts[0], parts[2]].append(i)
     if strangers:
         raise DataError(
-            f"data.bands.files {pattern!r} finds no band in {len(strangers):,} of {len(files):,} files: "
+            f"data.bands.files {pattern!r} finds no band in {len(strangers):,} of {plural(len(files), 'file')}: "
             f"{head(strangers)}; correct the pattern, or move them away"
         )
     known = set(marks)
@@ -158,12 +158,16 @@ def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[B
     else:
         found = ", ".join(sorted(known, key=natural_order))
         raise DataError(
-            f"data.bands.names has {len(bands)} names ({', '.join(bands)}) and data.bands.files finds {len(known)} "
-            f"bands ({found}); name each once, in this order, or name those that are wanted"
+            f"data.bands.names has {plural(len(bands), 'name')} ({', '.join(bands)}) and data.bands.files finds "
+            f"{plural(len(known), 'band')} ({found}); name each once, in this order, or name those that are wanted"
         )
     other = sorted(known - set(order), key=natural_order)
     number = sum(marks[mark] for mark in other)
-    notes = [f"left out {number:,} files of bands that data.bands.names lacks: {', '.join(other)}"] if number else []
+    notes = (
+        [f"left out {plural(number, 'file')} of bands that data.bands.names lacks: {', '.join(other)}"]
+        if number
+        else []
+    )
     index = {mark: i for i, mark in enumerate(order)}
     wanted = []
     for rows in images.values():
@@ -202,7 +206,7 @@ def stack_rasters(files: Sequence[Path], open_one: Callable[[Path], Raster]) -> 
     for file, part in zip(files, parts, strict=True):
         if len(part.values) != 1:
             raise BandError(
-                f"{file} has {len(part.values)} bands where one is wanted (data.bands.files)",
+                f"{file} has {plural(len(part.values), 'band')} where one is wanted (data.bands.files)",
                 "keep one band a file",
                 summary="have several bands where one is wanted (data.bands.files)",
             )

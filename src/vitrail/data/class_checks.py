@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vitrail.data.classes import clean_name
 from vitrail.data.image_errors import head
 from vitrail.data.sources.base import ImageSource
+from vitrail.errors import count_of, plural
 
 
 def describe_empty(source: ImageSource) -> list[str]:
@@ -14,7 +15,10 @@ def describe_empty(source: ImageSource) -> list[str]:
     empty = [name for i, name in enumerate(source.classes) if not source.has_class(i).any()]
     if not empty:
         return []
-    return [f"{len(empty)} of {len(source.classes)} classes have no image: {head(empty)}; a model cannot learn them"]
+    return [
+        f"{count_of(len(empty), len(source.classes), 'class', 'has', 'have')} no image: {head(empty)}; a model cannot "
+        "learn them"
+    ]
 
 
 def describe_doubtful(names: Sequence[str]) -> list[str]:
@@ -26,8 +30,9 @@ def describe_doubtful(names: Sequence[str]) -> list[str]:
         ]
         if joined:
             lines.append(
-                f"warning: {len(joined)} class names join others, such as {joined[0]!r}; data.table.label_separator "
-                f"{mark!r} gives an image each of them (in a table, with task.loss bce)"
+                f"warning: {plural(len(joined), 'class name joins', 'class names join')} others, such as "
+                f"{joined[0]!r}; data.table.label_separator {mark!r} gives an image each of them (in a table, with "
+                "task.loss bce)"
             )
     missing = [repr(name) for name in names if name.casefold() in ("nan", "<na>", "nat")]
     if missing:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vitrail.config.data import DataConfig
 from vitrail.data.image_errors import head
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 # A label as a source hands it over: a cleaned name or a whole number.
 Label = str | int
@@ -256,8 +256,8 @@ def match_names_to_numbers(present: Sequence[int], names: Sequence[str], where: 
             "data.classes.names, or give the label of each name with data.classes.values"
         )
     raise DataError(
-        f"{where}: the labels are {low} to {high} and {count} classes have names ({head(names)}): does the first name "
-        f"belong to label 0 or to label 1? Give data.classes.values "
+        f"{where}: the labels are {low} to {high} and {plural(count, 'class has a name', 'classes have names')} "
+        f"({head(names)}): does the first name belong to label 0 or to label 1? Give data.classes.values "
         f"[{_few_numbers(range(count))}] or [{_few_numbers(range(1, count + 1))}]"
     )
 
@@ -393,8 +393,9 @@ def _rename(
     if own is not None and not renamed and not set(spelled.values()) & set(given):
         if len(own) != len(given):
             raise DataError(
-                f"{where} names its {len(own)} classes itself ({head(list(own.values()))}) and data.classes.names has "
-                f"{len(given)} names ({head(given)}); give one name for each, or leave data.classes.names out"
+                f"{where} names {plural(len(own), 'class')} itself ({head(list(own.values()))}) and data.classes.names "
+                f"has {plural(len(given), 'name')} ({head(given)}); give one name for each, or leave "
+                "data.classes.names out"
             )
         renamed = dict(zip(spelled.values(), given, strict=True))
     strangers = sorted({name for name in names.values() if name not in renamed and name not in given})

@@ -29,7 +29,7 @@ from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, resolve_split, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.data.workers import choose_workers, start_worker, translate_worker_errors
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 Batch = dict[str, Tensor]
 
@@ -59,7 +59,7 @@ class ImageData:
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {len(rows):,}" for name, rows in self.splits.items())
-        return f"ImageData({self.config.source}, {len(self.source):,} images: {splits})"
+        return f"ImageData({self.config.source}, {plural(len(self.source), 'image')}: {splits})"
 
     def indices(self, split: str) -> list[int]:
         """Return the indices of a split's images.
@@ -114,8 +114,8 @@ class ImageData:
         whole_batches = sampler is not None and len(indices) >= self.config.images_a_step
         if sampler is not None and world > 1 and not whole_batches:
             raise ConfigError(
-                f"data.batch_size {self.config.images_a_step} is more than the {len(indices)} training images; several "
-                "processes need a whole batch"
+                f"data.batch_size {self.config.images_a_step} is more than the "
+                f"{plural(len(indices), 'training image')}; several processes need a whole batch"
             )
         return _UnitLoader(
             _SplitDataset(

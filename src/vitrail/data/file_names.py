@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from vitrail.data.band_files import natural_order
 from vitrail.data.image_errors import head
 from vitrail.data.sources.folder_names import MASK_MARK, are_masks, parse_split
+from vitrail.errors import count_of, plural
 
 # Words of programs that change images, at the end of a stem or, some, before it.
 _AUGMENTED = r"aug|augm|augment|augmented|augmentation"
@@ -183,22 +184,24 @@ def describe_families(keys: Sequence[str], splits: Mapping[str, Sequence[int]], 
         divided, number = _divided(families.family, splits)
         if divided:
             copies = sum(name is not None for name in families.family)
+            lie = "lies" if divided == 1 else "lie"
             lines.append(
-                f"{divided:,} of {number:,} families of names ({copies:,} images whose names are those of copies, "
-                f"{_example(keys, families.family)}) lie in several splits: " + _remedy(families.pattern, given)
+                f"{divided:,} of {plural(number, 'family', 'families')} of names ({copies:,} images whose names are "
+                f"those of copies, {_example(keys, families.family)}) {lie} in several splits: "
+                + _remedy(families.pattern, given)
             )
     clips = _clips(keys)
     divided, number = _divided(clips, splits)
     if divided:
         lines.append(
-            f"{divided:,} of {number:,} folders of consecutive frames ({_example(keys, clips)}) lie in several splits: "
-            + _remedy("^(.*)/[^/]+$", given)
+            f"{divided:,} of {plural(number, 'folder')} of consecutive frames ({_example(keys, clips)}) "
+            f"{'lies' if divided == 1 else 'lie'} in several splits: " + _remedy("^(.*)/[^/]+$", given)
         )
     masks = _masks(keys)
     if masks:
         lines.append(
-            f"{len(masks):,} of {len(keys):,} images are named like masks of others, or lie in folders named so "
-            f"({head(masks, 2)}): they would be trained on as images; move them away if they are masks"
+            f"{count_of(len(masks), len(keys), 'image', 'is', 'are')} named like masks of others or in folders named "
+            f"so ({head(masks, 2)}): they would be trained on as images; move them away if they are masks"
         )
     return lines
 

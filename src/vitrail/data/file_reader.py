@@ -21,7 +21,7 @@ from vitrail.data.rasters import Raster, open_raster, resize_tensor
 from vitrail.data.stored_values import Survey, survey
 from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored
 from vitrail.data.value_range import PHYSICAL, ValueRange, ValueRule, to_unit_range, value_rules
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class FileReader:
         if self.stack is not None and isinstance(file, Path):
             return stack_pictures(self.stack.files(file), lambda band: self._decode(band, str(band), "gray", None))
         if self.named and len(self.bands) != len(BANDS[self.color]):
-            wanted = f"where {len(self.bands)} bands are wanted ({', '.join(self.bands)})"
+            wanted = f"where {plural(len(self.bands), 'band is', 'bands are')} wanted ({', '.join(self.bands)})"
             remedy = "give TIFF files of these bands, or leave it out"
             raise BandError(f"{name} is a picture {wanted}", remedy, summary=f"are pictures {wanted}")
         return self._decode(file, name, self.color, size)
@@ -248,7 +248,7 @@ def _ask_for_names(path: Path, max_pixels: int | None) -> None:
     number = len(raster.values)
     if number == 1:
         return
-    bands = f"of {number} bands ({raster.values.dtype.name})"
+    bands = f"of {plural(number, 'band')} ({raster.values.dtype.name})"
     example = _USUAL.get(number) or ", ".join(f"b{i + 1}" for i in range(number))
     raise BandError(
         f"{path} is a TIFF file {bands}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vitrail.data.sources.base import ImageSource
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 
 def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
@@ -24,8 +24,8 @@ def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
         empty = [key for key, group in zip(source.keys, source.groups, strict=True) if group == ""]
         if empty:
             raise DataError(
-                f"{len(empty)} images have no group, {empty[0]} is the first; fill the column, or split without regard "
-                "to groups (data.split stratified)"
+                f"{plural(len(empty), 'image has', 'images have')} no group, {empty[0]} is the first; fill the column, "
+                "or split without regard to groups (data.split stratified)"
             )
         return list(source.groups)
     if pattern is None:
@@ -41,6 +41,6 @@ def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
     if strangers:
         raise DataError(
             f"data.splitting.group {pattern!r} is not a column, and is found in {len(found) - len(strangers)} of "
-            f"{len(found)} paths; {strangers[0]} is one that has no group"
+            f"{plural(len(found), 'path')}; {strangers[0]} is one that has no group"
         )
     return [(m.group(1) or "" if m.re.groups else m.group()) for m in found if m is not None]

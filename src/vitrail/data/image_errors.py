@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitrail.errors import DataError, few
+from vitrail.errors import DataError, count_of, few, plural
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 
 # Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another
@@ -95,7 +95,8 @@ def unreadable_message(
     skip = "" if skipped or len(faults) == total else f" ({SKIP})"
     if pointers:
         parts.append(
-            f"{len(pointers):,} of {of} are Git LFS pointers instead of images ({head(pointers)}): {LFS_REMEDY}"
+            plural(len(pointers), f"of {of} is a Git LFS pointer", f"of {of} are Git LFS pointers")
+            + f" instead of images ({head(pointers)}): {LFS_REMEDY}"
         )
     if damaged:
         offered = [e.remedy for e in damaged if isinstance(e, ImageFault) and e.remedy]
@@ -106,11 +107,12 @@ def unreadable_message(
         problems = [e.problem if isinstance(e, ImageFault) else str(e) for e in damaged]
         names = [name for name, error in faults if not isinstance(error, PointerError)]
         reasons = {text.replace(name, "", 1).strip() for name, text in zip(names, problems, strict=True)}
+        no_images = plural(len(damaged), f"of {of} is no image", f"of {of} are no images") + " that can be read"
         # A reason shared by all is stated once.
         same = len(damaged) == total > 1 and len(reasons) == 1
         named = f"{reasons.pop()}: {head(names)}" if same else head(problems, _MOST_NAMED)
         parts.append(
-            (f"each of {of} " if same else f"{len(damaged):,} of {of} are no images that can be read{skip}: ")
+            (f"each of {of} " if same else f"{no_images}{skip}: ")
             + named
             + "".join(f"; {remedy}" for remedy in remedies)
         )
@@ -142,7 +144,7 @@ def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) 
     begin = (
         ""
         if len(groups) == 1 < len(faults) and "" not in groups
-        else f"{len(faults):,} of {total:,} images have other bands: "
+        else f"{count_of(len(faults), total, 'image', 'has', 'have')} other bands: "
     )
     return begin + "; ".join([*texts, *dict.fromkeys(remedies)])
 

@@ -22,7 +22,7 @@ from vitrail.data.centre_crop import centre_box
 from vitrail.data.image_errors import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError, too_large
 from vitrail.data.jpeg_draft import TURNED, Reduction, draft, reduction
 from vitrail.data.no_data import parse_no_data
-from vitrail.errors import DataError
+from vitrail.errors import DataError, plural
 from vitrail.files import is_lfs_pointer
 
 BANDS: dict[str, tuple[str, ...]] = {"rgb": ("red", "green", "blue"), "gray": ("gray",)}
@@ -70,7 +70,7 @@ def band_problem(mode: str, frames: int, color: str) -> str | None:
         return f"holds {frames} images (the frames of an animation, or pages)"
     bands = _BANDS_OF_MODE.get(mode)
     if bands is not None and bands != len(BANDS[color]):
-        return f"has {bands} {'band' if bands == 1 else 'bands'} ({mode})"
+        return f"has {plural(bands, 'band')} ({mode})"
     return None
 
 
@@ -315,7 +315,7 @@ def _to_bands(image: Image.Image, path: str, color: str, problem: str | None, co
     if image.mode == "P":
         # A palette is only a way to store colours: decoding it loses nothing.
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    bands = f"{len(image.getbands())} bands ({image.mode})"
+    bands = f"{plural(len(image.getbands()), 'band')} ({image.mode})"
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A").getextrema()
         if alpha != (255, 255) and not convert:

@@ -130,7 +130,7 @@ def describe_passed_over(listings: Sequence[Listing]) -> list[str]:
     lines = []
     files = [path for listing in listings for path in listing.passed_over]
     if files:
-        what = "1 file that is no image" if len(files) == 1 else f"{len(files):,} files that are no images"
+        what = plural(len(files), "file that is no image", "files that are no images")
         lines.append(f"passed over {what}: {by_suffix(files)}")
     outputs = [str(path) for listing in listings for path in listing.outputs]
     if outputs:

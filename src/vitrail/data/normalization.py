@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ShapeError
+from vitrail.errors import ShapeError, plural
 
 # Streams whose bands are the last dimension: coordinates and attributes of points.
 CHANNELS_LAST = ("points", "features")
@@ -39,7 +39,7 @@ class Normalize(nn.Module):
             ShapeError: Another number of bands.
         """
         if x.shape[self.axis] != self.mean.shape[0]:
-            raise ShapeError(f"expected {self.mean.shape[0]} bands, got inputs of shape {tuple(x.shape)}")
+            raise ShapeError(f"expected {plural(self.mean.shape[0], 'band')}, got inputs of shape {tuple(x.shape)}")
         if x.ndim == 5:
             return (x - self.mean[:, None]) / self.std[:, None]
         return (x - self.mean) / self.std

@@ -11,7 +11,7 @@ from vitrail.data.classes import similar_names
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 from vitrail.data.splits import FEW_GROUPS
-from vitrail.errors import few
+from vitrail.errors import count_of, few, plural
 
 # A grouped split whose share differs by more than this factor from the wanted one is worth a line.
 _UNEVEN = 2.0
@@ -43,8 +43,9 @@ def describe_steps(data: ImageData) -> list[str]:
         return []
     smaller = max(1, 2 ** int(np.log2(max(1, count // 8))))
     return [
-        f"an epoch is {steps} {'step' if steps == 1 else 'steps'} of {size} images, and leaves out {left} of {count} "
-        f"training images (others each time); --data.batch_size {smaller} leaves out {count % smaller}"
+        f"an epoch is {plural(steps, 'step')} of {plural(size, 'image')}, and leaves out {left} of "
+        f"{plural(count, 'training image')} (others each time); --data.batch_size {smaller} leaves out "
+        f"{count % smaller}"
     ]
 
 
@@ -106,14 +107,14 @@ def _on_division(
         else:
             remedy = "--data.split grouped keeps each group in one split"
         return [
-            f"{divided} of {number} groups lie in several splits: what is measured on {' and '.join(held_out)} is too "
-            f"good; {remedy}"
+            f"{count_of(divided, number, 'group', 'lies', 'lie')} in several splits: what is measured on "
+            f"{' and '.join(held_out)} is too good; {remedy}"
         ]
     members = {split: sorted({groups[row] for row in rows}) for split, rows in data.splits.items() if split in _SHOWN}
     named = {split: f" ({', '.join(own)})" for split, own in members.items() if split != "train"}
     few = number <= FEW_GROUPS
     counts = ", ".join(f"{split} {len(own)}{named.get(split, '') if few else ''}" for split, own in members.items())
-    return [f"each of {number} groups lies in one split: {counts}", *_on_shares(data, groups, held_out)]
+    return [f"each of {plural(number, 'group')} lies in one split: {counts}", *_on_shares(data, groups, held_out)]
 
 
 _SHOWN = ("train", "val", "test")
@@ -133,9 +134,13 @@ def _on_shares(data: ImageData, groups: Sequence[str], held_out: Sequence[str]) 
             sizes = Counter(groups[row] for row in rows)
             name, count = sizes.most_common(1)[0]
             if count / total > wanted:
-                why = f"its largest group {name!r} has {count} of its {len(rows)} images"
+                why = f"its largest group {name!r} has {count} of its {plural(len(rows), 'image')}"
             else:
-                why = f"{len(set(groups))} groups divide no better" if len(set(groups)) <= FEW_GROUPS else "by chance"
+                why = (
+                    f"{plural(len(set(groups)), 'group divides', 'groups divide')} no better"
+                    if len(set(groups)) <= FEW_GROUPS
+                    else "by chance"
+                )
             lines.append(
                 f"{split} has {got:.0%} of the images where data.splitting.{split}_fraction asks for {wanted:.0%}: "
                 f"{why}; a "
@@ -154,7 +159,7 @@ def _on_classes(data: ImageData, held_out: Sequence[str]) -> list[str]:
         rows = np.array(data.splits[split])
         lacking = [i for i, count in whole.items() if count and not source.has_class(i)[rows].any()]
         if lacking:
-            named = few([f"{source.classes[i]} ({whole[i]} images in all)" for i in lacking])
+            named = few([f"{source.classes[i]} ({plural(whole[i], 'image')} in all)" for i in lacking])
             fold = "" if data.config.splitting.fold is None else f" of fold {data.config.splitting.fold}"
             lines.append(f"{split}{fold} has no image of {named}: nothing is measured of them there")
     return lines

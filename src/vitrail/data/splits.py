@@ -13,7 +13,7 @@ from vitrail.config.data import DataConfig
 from vitrail.data.classes import similar_names
 from vitrail.data.groups import groups_of
 from vitrail.data.sources.base import ImageSource, Scene
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, count_of, plural
 
 SPLITS = ("train", "val", "test")
 # Of a patch that reaches into blocks of different splits.
@@ -59,8 +59,8 @@ def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
     lost = [key for key, name in zip(source.keys, source.given_split, strict=True) if not name]
     if lost:
         raise DataError(
-            f"{len(lost)} of {len(source.keys)} images belong to no split where the others do, {lost[0]} is the first; "
-            "put each into train, val or test, or none of them"
+            f"{count_of(len(lost), len(source.keys), 'image', 'belongs', 'belong')} to no split where the others do, "
+            f"{lost[0]} is the first; put each into train, val or test, or none of them"
         )
     if config.splitting.fold is not None and "val" in given:
         raise ConfigError(
@@ -153,8 +153,8 @@ def stratified_split(
             count = round(fraction * len(members))
             if count == 0 or start + count >= len(members):
                 raise DataError(
-                    f"class {titles[target]} has {len(members)} images: too few to give {fraction:g} of them to "
-                    f"{split} and leave some for training; add images or change the fractions"
+                    f"class {titles[target]} has {plural(len(members), 'image')}: too few to give {fraction:g} of them "
+                    f"to {split} and leave some for training; add images or change the fractions"
                 )
             for i in members[start : start + count]:
                 result[i] = split
@@ -229,11 +229,11 @@ def hashed_split(
     """
     if grouped:
         names = list(dict.fromkeys(units))
-        parts = [(list(range(len(names))), "there are", "groups")]
+        parts = [(list(range(len(names))), "the data has", "group")]
     else:
         names = list(units)
         parts = [
-            (members, f"class {title} has", "images")
+            (members, f"class {title} has", "image")
             for target, title in enumerate(_titles(classes))
             if (members := np.flatnonzero(targets == target).tolist())
         ]
@@ -255,8 +255,8 @@ def hashed_split(
         filled |= {**dict.fromkeys(keys, first), **_fill(inner, rest, who, what)}
     if fold is not None and len(used) < fold[1]:
         raise DataError(
-            f"{fold[1] - len(used)} of {fold[1]} folds would have no {'group' if grouped else 'image'} in {first}; "
-            f"set data.splitting.num_folds to at most {max(2, max(len(members) for members, *_ in parts))}"
+            f"{fold[1] - len(used)} of {plural(fold[1], 'fold')} would have no {'group' if grouped else 'image'} in "
+            f"{first}; set data.splitting.num_folds to at most {max(2, max(len(members) for members, *_ in parts))}"
         )
     if not grouped:
         return [filled[i] for i in range(len(names))]
@@ -267,7 +267,7 @@ def hashed_split(
         filled = _exchange(names, filled, counts, {**fractions, "train": 1 - sum(fractions.values())})
     of_group = {name: filled[i] for i, name in enumerate(names)}
     result = [of_group[unit] for unit in units]
-    _require_classes(result, targets, classes, "groups")
+    _require_classes(result, targets, classes)
     return result
 
 
@@ -341,10 +341,11 @@ def _folds(keys: Mapping[int, str], count: int, needed: Sequence[str], who: str,
         folds[moved] = min((n for n in range(count) if sizes[n] == least), key=lambda n: position(keys[moved], f"{n}:"))
     if crowded:
         raise DataError(
-            f"{who} {len(folds)} {what}: too few for {count} folds with {' and '.join(needed)} in each; add {what}"
+            f"{who} {plural(len(folds), what)}: too few for {count} folds with {' and '.join(needed)} in each; add "
+            f"{what}s"
             + (", set data.splitting.val_fraction 0" if "val" in needed[1:] else "")
             + (f" or data.splitting.num_folds {count + 1}" if len(folds) > beside else "")
-            + (_WITHOUT_GROUPS if what == "groups" else "")
+            + (_WITHOUT_GROUPS if what == "group" else "")
         )
     return folds
 
@@ -354,8 +355,8 @@ def _fill(members: dict[int, tuple[str, str]], needed: Sequence[str], who: str, 
     assigned = {i: split for i, (_, split) in members.items()}
     if len(members) < len(needed):
         raise DataError(
-            f"{who} {len(members)} {what}: too few to give {' and '.join(needed)} one each; add {what} or change the "
-            "fractions" + (_WITHOUT_GROUPS if what == "groups" else "")
+            f"{who} {plural(len(members), what)}: too few to give {' and '.join(needed)} one each; add {what}s or "
+            "change the fractions" + (_WITHOUT_GROUPS if what == "group" else "")
         )
     for split in needed:
         counts = {name: sum(s == name for s in assigned.values()) for name in needed}
@@ -366,13 +367,13 @@ def _fill(members: dict[int, tuple[str, str]], needed: Sequence[str], who: str, 
     return assigned
 
 
-def _require_classes(splits: Sequence[str], targets: Integers, classes: Sequence[str], what: str) -> None:
+def _require_classes(splits: Sequence[str], targets: Integers, classes: Sequence[str]) -> None:
     trained = {int(t) for t, split in zip(targets, splits, strict=True) if split == "train"}
     lacking = [classes[int(t)] for t in np.unique(targets) if int(t) not in trained]
     if lacking:
         raise DataError(
-            f"training would get no image of {', '.join(lacking)}: all are in {what} of other splits; change the "
-            f"fractions, the fold or the {what}" + (_WITHOUT_GROUPS if what == "groups" else "")
+            f"training would get no image of {', '.join(lacking)}: all are in groups of other splits; change the "
+            f"fractions, the fold or the groups{_WITHOUT_GROUPS}"
         )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vitrail.data.image_errors import OR, UnreadableError
 from vitrail.data.value_range import KNOWN_TYPE, LEAST_FILLED, PHYSICAL, ValueRange, ValueRule, resolve_range
-from vitrail.errors import DataError, few
+from vitrail.errors import DataError, few, plural
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -226,8 +226,8 @@ class Surveys:
         limits, notes = resolve_range(rule, self.kinds, self.extent, len(self.bands), self.own_extent)
         if limits.kind is None and self._pictures:
             notes.append(
-                f"{len(self._pictures)} of the images are pictures of 8 bits, whose values 0 to 255 become 0 to 1; "
-                f"{rule.setting} is for the others"
+                f"{plural(len(self._pictures), 'image is a picture', 'images are pictures')} of 8 bits, whose values 0 "
+                f"to 255 become 0 to 1; {rule.setting} is for the others"
             )
         return StreamValues(self.bands, rule, limits, self.low, self.high, self.tally(kept)), notes
 
@@ -279,12 +279,13 @@ class StreamValues:
             share = self.tally.no_data.sum() / max(int(self.tally.pixels.sum()), 1)
             notes.append(
                 f"{share:.1%} of the values of {few(self.bands)} are no data, in {int((lost > 0).sum())} of "
-                f"{len(lost)} images; they are left out of statistics and filled with the mean"
+                f"{plural(len(lost), 'image')}; they are left out of statistics and filled with the mean"
             )
         mostly = [keys[i] for i in np.flatnonzero(lost > MOSTLY_NO_DATA).tolist()]
         if mostly:
             warnings.append(
-                f"{len(mostly)} images are mostly no data: {few(mostly)}; remove them, or check data.values.nodata"
+                f"{plural(len(mostly), 'image is', 'images are')} mostly no data: {few(mostly)}; remove them, or check "
+                "data.values.nodata"
             )
         return notes, warnings
 

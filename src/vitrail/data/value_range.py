@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -117,8 +117,8 @@ class ValueRule:
     def _fit(self, name: str, given: int, number: int) -> None:
         if given not in (1, number):
             raise ConfigError(
-                f"{self.name_of(name)} has {given} entries and the images have {number} "
-                f"{'band' if number == 1 else 'bands'}; give one for all bands or one a band"
+                f"{self.name_of(name)} has {plural(given, 'entry', 'entries')} and the images have "
+                f"{plural(number, 'band')}; give one for all bands or one a band"
             )
 
     def range_of(self, kind: str, physical: bool, number: int) -> ValueRange | None:
@@ -209,7 +209,7 @@ def resolve_range(
             + (f"{_ONE_UNIT}, and give its range (data.scale)" if own_units else f"give {remedy}")
         )
     ((kind, (count, first)),) = kinds.items()
-    others = f" (as do {count - 1} others)" if count > 1 else ""
+    others = f" (as {plural(count - 1, 'other does', 'others do')})" if count > 1 else ""
     if kind == PHYSICAL:
         note = (
             f"the files' own scale and offset give values from {low:g} to {high:g}, of which 0 to 1 are used (another "

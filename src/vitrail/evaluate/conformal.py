@@ -15,7 +15,7 @@ from scipy.special import softmax
 from scipy.stats import betabinom
 
 from vitrail.bootstrap import Doubles
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.evaluate.metrics import Floats, Ints, accuracy_interval, check_logits
 
 METHODS = ("lac", "aps")
@@ -182,8 +182,9 @@ def _cause(row: Mapping[str, Any], source: str, groups: tuple[int, int] | None) 
     found = f"the coverage is {row['coverage']:.0%}, not {row['wanted']:.0%}"
     if groups is not None:
         return (
-            f"{found}: the images of {source} ({groups[0]} groups) and those evaluated ({groups[1]} groups) belong to "
-            "different groups, so that they are not exchangeable; calibrate on more groups"
+            f"{found}: the images of {source} ({plural(groups[0], 'group')}) and those evaluated "
+            f"({plural(groups[1], 'group')}) belong to different groups, so that they are not exchangeable; calibrate "
+            "on more groups"
         )
     return (
         f"{found}: the images of {source} and those evaluated are not exchangeable (another site, time, camera or "

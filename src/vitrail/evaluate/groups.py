@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from vitrail.config.data import DataConfig
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.errors import ConfigError, DataError, closest, plural
 
 NONE = "none"
 
@@ -46,8 +46,8 @@ def groups_of_predictions(table: pd.DataFrame, wanted: str | None, data: DataCon
     lacking = [path for path, match in zip(table["path"], found, strict=True) if match is None]
     if lacking:
         raise DataError(
-            f"--groups {wanted!r} matches {len(found) - len(lacking)} of {len(found)} paths; the first without a group "
-            f"is {lacking[0]}{_unknown_column(data, wanted)}"
+            f"--groups {wanted!r} matches {len(found) - len(lacking)} of {plural(len(found), 'path')}; the first "
+            f"without a group is {lacking[0]}{_unknown_column(data, wanted)}"
         )
     return [(match.group(1) or "" if pattern.groups else match.group()) for match in found if match is not None]
 
@@ -61,7 +61,9 @@ def _column(table: pd.DataFrame, wanted: str, data: DataConfig | None) -> list[s
     groups = [values.get(str(root / path), "") for path in table["path"]]
     lacking = [path for path, group in zip(table["path"], groups, strict=True) if group == ""]
     if lacking:
-        raise DataError(f"{len(lacking)} images have no {wanted!r} (first: {lacking[0]}); fill the column")
+        raise DataError(
+            f"{plural(len(lacking), 'image has', 'images have')} no {wanted!r} (first: {lacking[0]}); fill the column"
+        )
     return groups
 
 

@@ -18,7 +18,7 @@ from sklearn.metrics import (
 )
 
 from vitrail.bootstrap import Bootstrap, Doubles, Interval
-from vitrail.errors import DataError
+from vitrail.errors import DataError, plural
 from vitrail.evaluate.bootstrap_measures import (
     Counter,
     Counts,
@@ -82,7 +82,7 @@ def check_logits(logits: Floats) -> None:
         raise DataError("there are no images to evaluate")
     if not np.isfinite(logits).all():
         raise DataError(
-            f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are infinite or NaN"
+            f"{int((~np.isfinite(logits)).any(1).sum())} of {plural(len(logits), 'image')} with infinite or NaN logits"
         )
 
 

@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from vitrail.bootstrap import Bootstrap, Doubles, Interval
 from vitrail.config.data import DataConfig
 from vitrail.data.sources.opening import SOURCES
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.errors import ConfigError, DataError, closest, plural
 from vitrail.evaluate.bootstrap_measures import Ranker
 from vitrail.evaluate.metrics import Floats, Ints
 from vitrail.evaluate.run import Evaluated, name_of_other, predict
@@ -204,7 +204,9 @@ def check_outputs(logits: npt.NDArray[np.float32], embeddings: npt.NDArray[np.fl
         DataError: Different numbers of rows, or values that are not finite.
     """
     if len(logits) != len(embeddings):
-        raise DataError(f"{name}: {len(embeddings)} embeddings for {len(logits)} predictions; evaluate the run again")
+        raise DataError(
+            f"{name}: {plural(len(embeddings), 'embedding')} for {plural(len(logits), 'prediction')}; evaluate it again"
+        )
     if not (np.isfinite(logits).all() and np.isfinite(embeddings).all()):
         raise DataError(f"{name}: some logits or embeddings are infinite or NaN; evaluate the run again")
     return ModelOutputs(logits, embeddings)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.bootstrap import NOT_SHOWN, Bootstrap
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 from vitrail.evaluate import statistics
 from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
 from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
@@ -332,7 +332,10 @@ def _with_progress(batches: Iterator[Batch], images: int, what: str) -> Iterator
         done += len(batch["index"])
         if sys.stderr.isatty():
             print(
-                f"\r{what}: {done} of {images} images", end="" if done < images else "\n", file=sys.stderr, flush=True
+                f"\r{what}: {done} of {plural(images, 'image')}",
+                end="" if done < images else "\n",
+                file=sys.stderr,
+                flush=True,
             )
 
 

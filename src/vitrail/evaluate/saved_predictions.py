@@ -12,7 +12,7 @@ import pandas as pd
 
 from vitrail.bootstrap import Bootstrap, Interval
 from vitrail.config.data import DataConfig
-from vitrail.errors import RunError
+from vitrail.errors import RunError, plural
 from vitrail.evaluate.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
@@ -40,7 +40,6 @@ from vitrail.evaluate.multi_label import multi_label_intervals, multi_label_metr
 from vitrail.evaluate.selective import confidence_and_correct, risk_coverage, selective_summary, thinned
 from vitrail.files import write_text
 from vitrail.runs.folder import EvaluationFiles, RunFolder
-from vitrail.runs.trained import refuse_per_point
 
 # What metrics.json repeats of the origin of predictions.
 ORIGIN = ("split", "tta", "data", "unreadable", "weights", "trained_on", "chosen_on")
@@ -107,8 +106,8 @@ class SavedPredictions:
         targets = np.stack(table["target"].tolist()).astype(np.int64)
         if logits.shape[1] != len(classes):
             raise RunError(
-                f"{run.predictions(name)} holds {logits.shape[1]} logits per image, the model has {len(classes)} "
-                "classes; evaluate the run again"
+                f"{run.predictions(name)} holds {plural(logits.shape[1], 'logit')} per image, the model has "
+                f"{plural(len(classes), 'class')}; evaluate the run again"
             )
         return cls(name, table, logits, targets, classes)
 
@@ -297,8 +296,8 @@ def _calibrate(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFile
         else:
             reason = (
                 f"no temperature between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g} minimises the log-loss of the "
-                f"{len(other.logits)} images of {other.name} (all are classified correctly, or the logits carry no "
-                "information); more validation images may have one"
+                f"{plural(len(other.logits), 'image')} of {other.name} (all are classified correctly, or the logits "
+                "carry no information); more validation images may have one"
             )
     tables = []
     for name, values in scaled.items():
@@ -368,7 +367,8 @@ def evaluate_saved(
         RunError: The predictions are missing, damaged, of other weights, or labels of points.
         DataError: Some logits are not finite, or some images have no group.
     """
-    refuse_per_point(run.read_json(run.card).get("settings", {}), run, "--from-predictions")
+    if run.per_point:
+        raise RunError(f"--from-predictions measures classes of whole inputs, and {run} labels points; leave it out")
     averaged = Averaged(tta)
     suffix = averaged.suffix
     available = run.saved_predictions()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vitrail.errors import plural
 from vitrail.figures.labels import distinct_names, legend_beside
 from vitrail.figures.style import CLASS_MARKS, class_colors
 
@@ -56,7 +57,7 @@ def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
         for i, k in enumerate(named)
     ]
     if rest := len(classes) - len(named):
-        keys.append(Line2D([], [], color=_OTHERS, marker="o", linestyle="", label=f"{rest} other classes"))
+        keys.append(Line2D([], [], color=_OTHERS, marker="o", linestyle="", label=plural(rest, "other class")))
     legend_beside(figure, keys)
     return figure
 

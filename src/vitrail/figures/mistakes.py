@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.errors import plural
 from vitrail.figures.picture import shorten
 
 _COLUMNS = 6
@@ -29,7 +30,7 @@ def mistakes_figure(pictures: Sequence[npt.NDArray[Any]], mistakes: pd.DataFrame
     lines = -(-len(pictures) // columns)
     height = width * min(ratio, 1.5) + 0.5
     figure = Figure(figsize=(width * columns, height * lines + 0.4), layout="constrained")
-    figure.suptitle(f"The {len(pictures)} most confident mistakes", fontsize=9)
+    figure.suptitle(f"The {plural(len(pictures), 'most confident mistake')}", fontsize=9)
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vitrail.errors import plural
 from vitrail.figures.anatomy.canvas import spread, where
 from vitrail.figures.style import PALETTE, head, plain
 
@@ -276,7 +277,7 @@ def draw_relative_tables(tables: Sequence[tuple[str, Array]], note: str) -> Figu
     for number, axis in enumerate(axes[0]):
         axis.set_title(f"head {number + 1}", fontsize=7)
     left_out = len(tables) - len(chosen)
-    more = f"\n{left_out} layers between them are in the CSV alone." if left_out else ""
+    more = f"\n{plural(left_out, 'layer')} between them: in the CSV alone." if left_out else ""
     note = f"{note}\nThe centre is the bias of a token for itself; right: keys to the left of the query.{more}"
     return head(figure, "Relative position bias by offset", note)
 

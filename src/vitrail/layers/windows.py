@@ -239,7 +239,7 @@ def _by(size: Grid) -> str:
 def _check_multiple(grid: Grid, group: Grid, name: str) -> None:
     if any(length % size for length, size in zip(grid, group, strict=True)):
         *frames, rows, columns = window_padding(grid, group)
-        parts = [*(f"{plural(count, 'frame')}" for count in frames), f"{rows} rows", f"{columns} columns"]
+        parts = [*(plural(count, "frame") for count in frames), plural(rows, "row"), plural(columns, "column")]
         raise ShapeError(
             f"a map of {_by(grid)} is no multiple of the {name} of {_by(group)}; append {' and '.join(parts)}"
         )

@@ -7,9 +7,9 @@ the modality itself only to choose data, and to name an input in a message.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitrail.errors import ConfigError
 
@@ -59,6 +59,11 @@ POINTS = Modality(
     ("num_points", "in_chans", "num_classes", "global_pool"),
 )
 MODALITIES = {modality.name: modality for modality in (IMAGE, VIDEO, POINTS)}
+
+
+def is_per_point(settings: Mapping[str, Any]) -> bool:
+    """Check whether a model labels points instead of whole clouds, by its settings."""
+    return bool(settings.get("per_point", False))
 
 
 # The word with its article; not in names of options and settings, nor in paths ("images/s" is a unit).

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vitrail.config.typed import as_tuples
-from vitrail.errors import ConfigError, WeightsError
+from vitrail.errors import ConfigError, WeightsError, plural
 from vitrail.layers.shapes import grid_size
 from vitrail.models.family import Family
 from vitrail.models.registry import create_model, list_families
@@ -246,8 +246,8 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
             return _Found(reading, tuple(notes), None, layer.__name__, key_map, {})
     state = read_by_name(checkpoint).state
     raise WeightsError(
-        f"{where} is of no family that vitrail knows ({', '.join(list_families())}); it holds {len(state)} tensors, "
-        f"the first of them {', '.join(list(state)[:3])}"
+        f"{where} is of no family that vitrail knows ({', '.join(list_families())}); it holds "
+        f"{plural(len(state), 'tensor')}, the first of them {', '.join(list(state)[:3])}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, closest, plural
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.checks import check_at_least, check_rates
 
@@ -60,7 +60,7 @@ def complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth:
     last = depth - 1 if value.fuse else depth
     if not 0 <= layer <= last:
         raise ConfigError(
-            f"token_learner layer counts the blocks before it: 0 to {last} for {depth} blocks"
+            f"token_learner layer counts the blocks before it: 0 to {last} for {plural(depth, 'block')}"
             f"{' with a fuser' if value.fuse else ''}, got {layer}"
         )
     return dataclasses.replace(value, layer=layer)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.errors import ConfigError, ShapeError
+from vitrail.errors import ConfigError, ShapeError, plural
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.symbolic import is_symbolic
 from vitrail.models.checks import check_at_least
@@ -64,8 +64,8 @@ def check_two_streams(image: Any, spectral: Any, bands: int, may_miss: bool) -> 
     if spectral is None:
         if not may_miss:
             raise ShapeError(
-                f"expected an image and a spectral input of {bands} bands, got "
-                f"{describe(inputs)}; for images alone, build with missing_spectral='learned'"
+                f"expected an image and a spectral input of {plural(bands, 'band')}, got {describe(inputs)}; for "
+                "images alone, build with missing_spectral='learned'"
             )
     elif spectral.shape[0] != image.shape[0]:
         raise ShapeError(f"image and spectral input must be of one batch, got {describe(inputs)}")

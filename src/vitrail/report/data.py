@@ -143,8 +143,8 @@ def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def _words(found: Known) -> list[str]:
     record, audit, run = found.record, found.audit, found.part.run
     splits = ", ".join(f"{SPLIT_NAMES.get(name, name)} {number:,}" for name, number in record["splits"].items())
-    classes = f" of {len(record['balance'])} classes" if record["balance"] else ""
-    words = [f"{sum(record['splits'].values()):,} images{classes}: {splits}."]
+    classes = f" of {plural(len(record['balance']), 'class')}" if record["balance"] else ""
+    words = [f"{plural(sum(record['splits'].values()), 'image')}{classes}: {splits}."]
     own = {name: row.get("train", 0) for name, row in record["balance"].items()}
     if len(own) > 1:
         most, least = max(own, key=lambda name: own[name]), min(own, key=lambda name: own[name])
@@ -156,7 +156,7 @@ def _words(found: Known) -> list[str]:
                 f"({own[most]:,} and {own[least]:,})."
             )
     if record["unreadable"]:
-        words.append(f"{len(record['unreadable'])} files cannot be read and were left out.")
+        words.append(f"{plural(len(record['unreadable']), 'file')} could not be read and took no part.")
     if found.stale:
         words.append(
             "These are not the images that the run was trained on: files, labels or splits have changed since."
@@ -221,8 +221,9 @@ def _sizes(found: Known, name: str) -> list[tuple[Picture, Figure | None]]:
     number = np.array([images for _, images in shown], dtype=float)
     some = f" The {_MOST_SIZES} most frequent." if len(sizes) > _MOST_SIZES else ""
     caption = (
-        f"{len(sizes)} sizes of images, {height.min():.0f} to {height.max():.0f} high and {width.min():.0f} to "
-        f"{width.max():.0f} wide; larger marks are of more images.{some} From audit.json of {', '.join(found.names)}."
+        f"{plural(len(sizes), 'size')} of images, {height.min():.0f} to {height.max():.0f} high and {width.min():.0f} "
+        f"to {width.max():.0f} wide; larger marks are of more images.{some} From audit.json of "
+        f"{', '.join(found.names)}."
     )
     picture = Picture(name, "Sizes", caption, f"Height against width; {caption}")
     return [(picture, image_sizes(height, width, number))]
@@ -280,8 +281,8 @@ def _tables(found: Known, more: str) -> list[Table]:
     if audit is None:
         return tables
     caption = (
-        f"What an audit found in {audit['images']:,} images. Near duplicates are confirmed on pixels; possible leaks "
-        f"are look-alikes in different splits that are not, with hashes that differ in at most "
+        f"What an audit found in {plural(audit['images'], 'image')}. Near duplicates are confirmed on pixels; possible "
+        "leaks are look-alikes in different splits that are not, with hashes that differ in at most "
         f"{audit.get('distance', 8)} of 64 bits. From audit.json of {whose}."
     )
     columns = [Column("what", "looked for", "text"), Column("number", "found", "count"), Column("first", "", "text")]

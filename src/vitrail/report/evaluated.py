@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from vitrail.analyze.evaluated import Evaluation
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
+from vitrail.errors import plural
 from vitrail.figures.data import SPLIT_NAMES
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
@@ -155,4 +156,6 @@ def mixed_up(counts: pd.DataFrame) -> str:
     if table.sum() == 0:
         return told
     i, j = divmod(int(table.argmax()), len(table))
-    return f"{told}, most often {counts.index[i]} is predicted as {counts.columns[j]} ({table[i, j]} times)"
+    return (
+        f"{told}, most often {counts.index[i]} is predicted as {counts.columns[j]} ({plural(int(table[i, j]), 'time')})"
+    )

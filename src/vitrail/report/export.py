@@ -116,7 +116,7 @@ def _in_words(label: str, record: Mapping[str, Any], folder: Path) -> list[str]:
     ]
     if (test := record["test"]) is not None:
         same = round(test["agreement"] * test["images"])
-        words.append(f"It decides like the run for {same:,} of {test['images']:,} test images.")
+        words.append(f"It decides like the run for {same:,} of {plural(test['images'], 'test image')}.")
     words.append(
         f"With vitrail: `vitrail predict {shlex.quote(str(folder.parent))} FILES`. Without it, with "
         f"{_PACKAGES[record['engine']]} alone: the code in `{folder / 'README.md'}`."

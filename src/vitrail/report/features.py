@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitrail.analyze.features import LAYOUTS, Space, separation
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.figures.clouds import show_inputs
 from vitrail.figures.display import jpeg_uri
 from vitrail.figures.feature_space import feature_space, interactive_feature_space
@@ -116,7 +116,7 @@ def _page(spaces: Sequence[Space], points: Mapping[str, Sequence[npt.NDArray[Any
         "Feature space of " + ", ".join(s.label for s in spaces),
         brief=(),
         words={},
-        told=f"What the layer {space.layer!r} makes of {len(space.indices)} {space.split} images.",
+        told=f"What the layer {space.layer!r} makes of {plural(len(space.indices), f'{space.split} image')}.",
         library=get_plotlyjs(),
         figure=_for_script(interactive_feature_space(panels, classes).to_json()),
         images=_for_script(json.dumps({"thumbnails": thumbnails, "told": images})),

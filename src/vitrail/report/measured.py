@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitrail.analyze.evaluated import Evaluation
+from vitrail.errors import plural
 from vitrail.evaluate.confusion import most_confused
 from vitrail.evaluate.selective import COVERAGES
 from vitrail.figures import evaluation as draw
@@ -184,7 +185,7 @@ def prediction_sets(subjects: Sequence[Subject]) -> list[Section]:
             continue
         there.append(subject)
         if found_out := [content["unreliable"] for content in contents if content.get("unreliable")]:
-            runs = "" if len(contents) == 1 else f" (in {len(found_out)} of {len(contents)} runs)"
+            runs = "" if len(contents) == 1 else f" (in {len(found_out)} of {plural(len(contents), 'run')})"
             words.append(f"The prediction sets of {subject.label} are unreliable{runs}: {found_out[0]}.")
         for found in zip(*(content["sets"] for content in contents), strict=True):
             one = found[0]

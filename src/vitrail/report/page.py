@@ -15,7 +15,7 @@ from vitrail.analyze.mistakes import draw_mistakes
 from vitrail.analyze.side_by_side import SideBySide, methods_side_by_side
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 from vitrail.evaluate.results_table import read_evaluation, results_table
 from vitrail.figures.attention import attention, learned_tokens
 from vitrail.figures.heatmaps import RANK, draw_cells
@@ -100,7 +100,7 @@ def write_report(
     if not runs or len(set(names)) != len(names):
         raise ConfigError(f"a report needs runs with different folder names, got {', '.join(names) or 'none'}")
     loaded = [_read(run, read_recipe) for run in runs]
-    if any(run.part.per_point for run in loaded):
+    if any(run.part.run.per_point for run in loaded):
         return write_parts_report(loaded, out, OpenedRuns(read_recipe, read_moved), title or _names(loaded), without)
     table = results_table(runs)
     subjects = [Subject(run.label, [run.part]) for run in loaded]
@@ -181,7 +181,7 @@ def _summary(table: pd.DataFrame, runs: list[LoadedRun]) -> list[str]:
     sentences = []
     for run, (_, row) in zip(runs, table.iterrows(), strict=True):
         sentences.append(
-            f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {run.split_name} images correct "
+            f"{run.label}: {row['accuracy']:.1%} of {plural(run.metrics['images'], f'{run.split_name} image')} correct "
             + ("in all their labels " if "map" in run.metrics else "")
             + f"(95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), "
             f"{row['parameters']:,} parameters."
@@ -203,7 +203,7 @@ def _facts(runs: list[LoadedRun]) -> list[dict[str, str]]:
     interval = (metrics["accuracy_low"], metrics["accuracy_high"])
     facts = [{"name": share, "value": f"{metrics['accuracy']:.3f}", "note": between(interval)}]
     if (clips := metrics.get("clips")) is not None:
-        note = f"{share} averages {clips['views']} x {clips['crops']} clips of each video"
+        note = f"{share} averages {clips['views']} x {plural(clips['crops'], 'clip')} of each video"
         facts.append({"name": f"{share} of single clips", "value": f"{clips['accuracy']:.3f}", "note": note})
     for key, name in (("map", "mean average precision"), ("f1_macro", "macro F1")):
         if metrics.get(key) is not None:

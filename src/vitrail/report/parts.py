@@ -65,7 +65,7 @@ def write_parts_report(
     Raises:
         ConfigError: Runs that label whole clouds beside those that label points.
     """
-    others = [run.label for run in runs if not run.part.per_point]
+    others = [run.label for run in runs if not run.part.run.per_point]
     if others:
         raise ConfigError(
             f"{', '.join(others)} label{'s' * (len(others) == 1)} whole inputs and the other runs points, which no "

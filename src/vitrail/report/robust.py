@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vitrail.analyze.evaluated import Evaluation
+from vitrail.errors import plural
 from vitrail.figures import evaluation as draw
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table, is_nothing
@@ -50,8 +51,9 @@ def _found(
 
 def _images(tables: Sequence[pd.DataFrame]) -> str:
     numbers = sorted({int(table["images"].iloc[0]) for table in tables})
-    told = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    return f"{told} images" + (", not the same number for each" if len(numbers) > 1 else "")
+    if len(numbers) == 1:
+        return plural(numbers[0], "image")
+    return f"{numbers[0]} to {numbers[-1]} images, not the same number for each"
 
 
 def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

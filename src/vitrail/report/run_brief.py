@@ -57,9 +57,9 @@ def _joined(lines: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> list[str]
 
 def what_was_trained(facts: RunFacts) -> str:
     """Say what was trained on which images."""
-    kind = "labels" if facts.multi_label else "classes"
+    kind = "label" if facts.multi_label else "class"
     names = [one.name for one in facts.classes]
-    told = f"{len(names)} {kind} ({listed(names)})" if names else f"{kind}"
+    told = f"{plural(len(names), kind)} ({listed(names)})" if names else plural(2, kind).removeprefix("2 ")
     verb = "find" if facts.multi_label else "tell apart"
     train = facts.splits.get("train")
     on = f"on {plural(train, 'image')} of {facts.data}" if train else f"on images of {facts.data}"
@@ -230,7 +230,7 @@ def _weak_classes(facts: RunFacts) -> str:
     found = sorted((one for one in facts.classes if weak(one)), key=lambda one: one.recall or 0)
     if not found:
         return ""
-    told = [f"{one.name} ({round((one.recall or 0) * one.images):,} of {one.images:,} images)" for one in found]
+    told = [f"{one.name} ({round((one.recall or 0) * one.images):,} of {plural(one.images, 'image')})" for one in found]
     return f"Rarely recognised: {listed(told, 3)}."
 
 

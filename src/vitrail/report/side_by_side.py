@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
 from vitrail.analyze.features import FEWEST_POINTS, embed_in_plane, read_embeddings, separation
 from vitrail.analyze.side_by_side import models_side_by_side
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.figures.feature_space import feature_space
 from vitrail.figures.heatmaps import EVEN, draw_cells
 from vitrail.figures.picture import Picture
@@ -119,11 +119,11 @@ def explained(subjects: Sequence[Subject], opened: OpenedRuns) -> list[Section]:
     if not found.cells:
         return [Section(title, found.problems)]
     caption = (
-        f"Attention rollout (Abnar & Zuidema 2020) of the same {found.images} test images through {names}, in "
-        "multiples of an even spread over the image, all on one scale; a line encloses the tenth with the largest "
+        f"Attention rollout (Abnar & Zuidema 2020) of the same {plural(found.images, 'test image')} through {names}, "
+        "in multiples of an even spread over the image, all on one scale; a line encloses the tenth with the largest "
         "values. Above each the prediction. A row for each stream where a model has several. That two maps differ does "
         "not show that one of them is faithful: `vitrail explain --measure` measures that."
     )
-    alt = f"{found.images} images, and below them what {', '.join(label for label, _ in drawn)} looked at"
+    alt = f"{plural(found.images, 'image')}, and below what {', '.join(label for label, _ in drawn)} looked at"
     picture = Picture("explanations", title, caption, alt)
     return [Section(title, found.problems, [(picture, draw_cells(found.cells, found.labels, EVEN))])]

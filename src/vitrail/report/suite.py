@@ -15,7 +15,7 @@ from vitrail.analyze.published import NOTE, published_points
 from vitrail.catalogue import read_catalogue
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
-from vitrail.errors import RunError
+from vitrail.errors import RunError, count_of, plural
 from vitrail.figures.comparison import differences, pareto
 from vitrail.figures.picture import Picture
 from vitrail.figures.published import OWN, CostPoint, draw_published
@@ -69,33 +69,37 @@ def write_suite_report(
     unit, told = facts["unit"], captions(facts["unit"], facts["alpha"])
     tests = table_of_tests(summary, unit)
     tables = [
-        *([] if tests is None else [("Tests", tests.shown(), tests.caption)]),
-        ("Variants", suite_table("Variants", summary, SUMMARY, metric, unit, told[0]).shown(), told[0]),
-        ("Comparisons", suite_table("Comparisons", pairs, PAIRS, metric, unit, told[1]).shown(), told[1]),
+        *([] if tests is None else [tests]),
+        suite_table("Variants", summary, SUMMARY, metric, unit, told[0]),
+        suite_table("Comparisons", pairs, PAIRS, metric, unit, told[1]),
     ]
-    more: dict[str, Any] = {
-        "about": facts["about"],
+    tables = [table for table in tables if len(table.frame)]
+    prose = {
         "incomplete": _incomplete(facts),
         "sentences": facts["sentences"],
         "method": facts["method"],
-        "failures": facts["failures"],
-        "tables": [part for part in tables if part[1]["rows"]],
+        "tables": tables,
         "base": f"All begin with {facts['recipe']}, at the seeds {', '.join(map(str, facts['seeds']))}"
-        + ("." if facts["folds"] is None else f", in {facts['folds']} folds."),
-        "variants": [{"name": v["name"], "told": _told(v["changes"])} for v in facts["variants"]],
-        "listed": suite_table("Runs", results, RUNS, metric, 1, told[2]).shown(),
-        "listed_caption": told[2],
+        + ("." if facts["folds"] is None else f", in {plural(facts['folds'], 'fold')}."),
+        "listed": suite_table("Runs", results, RUNS, metric, 1, told[2]),
     }
-    titles = ["Summary", *(["Failed"] if facts["failures"] else []), *(title for title, _, _ in more["tables"])]
-    more["before"] = [(title.lower(), title) for title in titles]
-    more["after"] = [("what", "What the variants are"), ("runs", "Runs")]
+    titles = ["Summary", *(["Failed"] if facts["failures"] else []), *(table.name for table in tables)]
+    more = {
+        "about": facts["about"],
+        "failures": facts["failures"],
+        "variants": [{"name": v["name"], "told": _told(v["changes"])} for v in facts["variants"]],
+        "before": [(title.lower(), title) for title in titles],
+        "after": [("what", "What the variants are"), ("runs", "Runs")],
+    }
     evaluated = (subjects[0].parts[0].metrics.get("data") or {}) if subjects else {}
     data = str(evaluated.get("path") or evaluated.get("source") or "")
     brief = suite_brief(facts, results, summary, pairs, data)
     runs = [part.run for subject in subjects for part in subject.parts]
     inputs = [run.modality for run in runs]
-    names = [*(variant["name"] for variant in facts["variants"]), *(name for run in runs for name in run.own_names)]
-    return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, folder.read_text(), inputs, names)
+    names = [facts["title"], facts["about"], *(variant["name"] for variant in facts["variants"])]
+    names += [name for run in runs for name in run.own_names]
+    lead = folder.read_text()
+    return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, lead, inputs, names, prose)
 
 
 def _subjects(results: pd.DataFrame) -> list[Subject]:
@@ -112,7 +116,7 @@ def _subjects(results: pd.DataFrame) -> list[Subject]:
 
 def _measured(subjects: Sequence[Subject], opened: OpenedRuns, without: Sequence[str]) -> list[Section]:
     """What the evaluations of each variant's runs measured, as far as all of its runs have it."""
-    of_parts = subjects[0].parts[0].per_point
+    of_parts = subjects[0].parts[0].run.per_point
     return [
         *ranking(subjects),
         *measured.calibration(subjects),
@@ -183,7 +187,7 @@ def _pictures(
     figure = pareto(summary, metric, facts["higher_is_better"])
     pictures.append((Picture("pareto", "Accuracy against cost" if metric == "accuracy" else "Result against cost",
                              caption, alt), figure))  # fmt: skip
-    if metric == "accuracy" and not subjects[0].parts[0].per_point:
+    if metric == "accuracy" and not subjects[0].parts[0].run.per_point:
         pictures.append(_beside_published(summary))
     pictures.append(_confusion(subjects, told))
     return pictures
@@ -215,7 +219,7 @@ def _confusion(subjects: Sequence[Subject], runs: str) -> tuple[Picture, Figure 
             return no_confusion()
         first, *others = (part.confusion() for part in subject.parts)
         tables[subject.label] = sum(others, start=first)
-    what, kind = ("Labelled points", "part") if subjects[0].parts[0].per_point else ("Test images", "class")
+    what, kind = ("Labelled points", "part") if subjects[0].parts[0].run.per_point else ("Test images", "class")
     caption = (
         f"{what}, added up over the runs of each variant: {runs}. Counts, and per cent of the true {kind} with "
         f"those that are often confused side by side; the colour is the share of the true {kind}. From "
@@ -230,7 +234,8 @@ def _incomplete(facts: Mapping[str, Any]) -> str:
     missing = facts["runs_planned"] - facts["runs_done"]
     if not missing:
         return ""
-    return f"{facts['runs_done']} of {facts['runs_planned']} runs are done; what follows is from these alone."
+    done = count_of(facts["runs_done"], facts["runs_planned"], "run", "is", "are")
+    return f"{done} done; what follows is from these alone."
 
 
 def _told(changes: Mapping[str, Any]) -> str:

@@ -48,13 +48,14 @@ def _compared(facts: Mapping[str, Any], results: pd.DataFrame, data: str) -> str
     runs = results.groupby("variant").size()
     times = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()} to {runs.max()}"
     each = "once" if times == "1" else f"{times} times"
-    folds = "" if facts["folds"] is None else f" in {facts['folds']} folds"
+    folds = "" if facts["folds"] is None else f" in {plural(facts['folds'], 'fold')}"
     groups = "" if not facts.get("groups") else f" from {plural(facts['groups'], 'group')}"
     of = f" of {data}" if data else ""
-    number = "" if facts.get("images") is None else f"{facts['images']:,} "
+    image = f"{_split_name(results)} image"
+    images = f"{image}s" if facts.get("images") is None else plural(facts["images"], image)
     return (
-        f"{told} were each trained {each}{folds} and compared by {facts['metric_name']} on the same {number}"
-        f"{_split_name(results)} images{of}{groups}."
+        f"{told} were each trained {each}{folds} and compared by {facts['metric_name']} on the same "
+        f"{images}{of}{groups}."
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from vitrail import __version__
 from vitrail.errors import ConfigError
 from vitrail.figures.picture import Picture, finish_picture
-from vitrail.figures.tables import escaped
+from vitrail.figures.tables import Table, escaped
 from vitrail.files import write_text
 from vitrail.models.modality import IMAGE, Modality, reword
 from vitrail.report.brief import Answer, brief_markdown
@@ -57,6 +57,7 @@ def write_page(
     lead: str = "",
     inputs: Sequence[Modality] = (),
     names: Collection[str] = (),
+    prose: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a page and all that lies beside it.
 
@@ -70,6 +71,7 @@ def write_page(
         lead: Markdown, title included, of what the template says besides the sections.
         inputs: What the inputs of the runs are: prose of images is reworded.
         names: Names of runs, variants and classes, which remain.
+        prose: Texts and tables, and lists of these, that the template needs: prose too.
 
     Returns:
         ``out``.
@@ -80,6 +82,12 @@ def write_page(
 
     def name_inputs(text: str) -> str:
         return reword(text, *inputs, names=names)
+
+    def name_all(value: Any) -> Any:
+        if isinstance(value, Table):
+            table = _reworded_table(value, name_inputs)
+            return {"title": table.name, "caption": table.told, **table.shown()}
+        return name_inputs(value) if isinstance(value, str) else [name_all(item) for item in value]
 
     brief = [Answer(name_inputs(answer.question), list(map(name_inputs, answer.lines))) for answer in brief]
     if not set(inputs) <= {IMAGE}:  # to find all texts of figures takes a while
@@ -99,11 +107,12 @@ def write_page(
         }
         for number, section in enumerate(sections, start=1)
     ]
-    text = _markdown(out, title, brief, sections, lead)
+    text = _markdown(out, title, brief, sections, name_inputs(lead))
     facts = ", ".join(fact["name"] for fact in more.get("facts", ()))
     words = {word: name_inputs(told) for word, told in terms_in(f"{text} {facts}").items()}
     after = (*more.get("after", (("runs", "Runs"),)), *((("words", "Words"),) if words else ()))
     more = {**more, "facts": [{key: name_inputs(text) for key, text in fact.items()} for fact in more.get("facts", ())]}
+    more |= {key: name_all(value) for key, value in (prose or {}).items()}
     given = {"before": (), "facts": (), **more, "after": after, "brief": brief, "words": words, "sections": shown}
     write_text(out, render(template, title, **given))
     write_text(out.with_suffix(".md"), _finished(text, words, more.get("runs", ())))
@@ -117,15 +126,13 @@ def _reworded(section: Section, name_inputs: Callable[[str], str]) -> Section:
             setattr(picture, name, name_inputs(getattr(picture, name)))
         for text in () if figure is None else _texts(figure):
             text.set_text(name_inputs(text.get_text()))
-    tables = [
-        dataclasses.replace(
-            table,
-            caption=name_inputs(table.caption),
-            columns=[dataclasses.replace(column, heading=name_inputs(column.heading)) for column in table.columns],
-        )
-        for table in section.tables
-    ]
+    tables = [_reworded_table(table, name_inputs) for table in section.tables]
     return Section(name_inputs(section.title), list(map(name_inputs, section.words)), section.shown, tables)
+
+
+def _reworded_table(table: Table, name_inputs: Callable[[str], str]) -> Table:
+    columns = [dataclasses.replace(column, heading=name_inputs(column.heading)) for column in table.columns]
+    return dataclasses.replace(table, caption=name_inputs(table.caption), columns=columns)
 
 
 def _texts(artist: Artist) -> Iterator[Text]:

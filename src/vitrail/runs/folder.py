@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
-from vitrail.models.modality import IMAGE, MODALITIES, Modality, reword
+from vitrail.models.modality import IMAGE, MODALITIES, Modality, is_per_point, reword
 from vitrail.outputs import CHECKPOINTS, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
 from vitrail.weights.hashes import file_hash, tensors_hash
 from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE
@@ -113,6 +113,11 @@ class RunFolder:
     def modality(self) -> Modality:
         """Kind of its inputs; images where it has no model yet."""
         return _modality(self._read_card())
+
+    @property
+    def per_point(self) -> bool:
+        """Whether its model labels points instead of whole clouds."""
+        return is_per_point(self._read_card().get("settings", {}))
 
     @property
     def own_names(self) -> tuple[str, ...]:

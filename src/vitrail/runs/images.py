@@ -15,7 +15,7 @@ from vitrail.data.dataset import ImageData, open_data, split_by_rule
 from vitrail.data.identity import NEW, KnownImages, Recognition
 from vitrail.data.sources import ImageSource
 from vitrail.data.sources.base import WrappedSource
-from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.errors import ConfigError, DataError, RunError, count_of, plural
 from vitrail.files import replacing
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
@@ -236,7 +236,10 @@ def _by_names(run: RunFolder, images: ImageData, moved: bool) -> RunImages:
         line = f"the names, classes or splits of the images are not those that {run} was made from"
         return RunImages(images, False, True, (line,) if changed else ())
     if same:
-        line = f"{len(images.source)} images have the names and classes of those of {run}: they keep their split"
+        line = (
+            f"{plural(len(images.source), 'image has', 'images have')} the names and classes of those of {run}: the "
+            "split is kept"
+        )
         return RunImages(split, True, True, (line,))
     line = f"{run} did not record the contents of its images: which of these it was trained on is not known"
     return RunImages(images, True, False, (line,))
@@ -247,24 +250,32 @@ def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -
     if not moved:
         if not new and not found.num_missing:
             return ()
-        gone = f"{found.num_missing} of the {len(found.known)} images of {run} are gone"
-        added = f"{new} of {number} images are not those that {run} was made from, and are split by its rule"
+        gone = (
+            f"{found.num_missing} of {plural(len(found.known), 'image')} of {run} "
+            f"{'is' if found.num_missing == 1 else 'are'} gone"
+        )
+        added = (
+            f"{count_of(new, number, 'image', 'is', 'are')} not among those that {run} was made from, and split by "
+            "its rule"
+        )
         return ("; ".join([*([added] if new else []), *([gone] if found.num_missing else [])]),)
     if not found.num_known:
         alike = found.count_namesakes()
         if 2 * alike < number:
-            return (f"none of {number} images is one that {run} was made from",)
+            return (f"none of {plural(number, 'image')} is one that {run} was made from",)
         return (
-            f"none of {number} images is one that {run} was made from, by content, but {alike} have the names of "
-            "those; re-encoded copies are no test (`vitrail data audit` finds them)",
+            f"none of {plural(number, 'image')} is one that {run} was made from, by content, but {alike} have the "
+            "names of those; re-encoded copies are no test (`vitrail data audit` finds them)",
         )
     if not new:
-        lacking = f" ({found.num_missing} others are not there)" if found.num_missing else ""
-        return (f"all {number} images are known to {run}, by content{lacking}: they keep their split",)
+        lacking = f" ({plural(found.num_missing, 'other')} not there)" if found.num_missing else ""
+        return (f"{plural(number, 'image is', 'images are')} known to {run}, by content{lacking}: the split is kept",)
     counts = found.counts(range(number))
     seen = describe_counts(counts["train"], counts["val"])
     parts = [*([seen] if seen else []), f"{counts['test']} are its test images", f"{new} are new"]
-    return (f"{found.num_known} of {number} images are known to {run}, by content: {', '.join(parts)}",)
+    return (
+        f"{count_of(found.num_known, number, 'image', 'is', 'are')} known to {run}, by content: {', '.join(parts)}",
+    )
 
 
 def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[str, ...]:
@@ -277,9 +288,9 @@ def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[s
     first = changed[0]
     then = found.known.labels[int(found.rows[first])]
     return (
-        f"{len(changed)} of {found.num_known} known images have other labels than when {run} was made, "
-        f"{source.keys[first]} is the first ({then}, now {source.label(first)}): they are measured by their labels of "
-        "now",
+        f"{count_of(len(changed), found.num_known, 'known image', 'has', 'have')} other labels than when {run} was "
+        f"made, {source.keys[first]} is the first ({then}, now {source.label(first)}): they are measured by their "
+        "labels of now",
     )
 
 
@@ -292,7 +303,7 @@ def describe_training_images(run: RunFolder, images: ImageData) -> str | None:
     if not counts["train"] + counts["val"]:
         return None
     number = len(images.source)
-    of_them = run.reword(f"of {number} images {describe_counts(counts['train'], counts['val'])}")
+    of_them = run.reword(f"of {plural(number, 'image')} {describe_counts(counts['train'], counts['val'])}")
     return f"{of_them}: what {run} makes of those is no test"
 
 

@@ -23,7 +23,7 @@ from vitrail.data.points.rotations import rotate_clouds
 from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError, few, first_line
 from vitrail.models.base import VisionModel
-from vitrail.models.modality import MODALITIES, Modality
+from vitrail.models.modality import MODALITIES, Modality, is_per_point
 from vitrail.models.registry import complete_settings, create_model
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.load import load_weights
@@ -86,7 +86,7 @@ class ModelCard:
     @property
     def per_point(self) -> bool:
         """Whether the model labels points instead of whole clouds: classes are parts."""
-        return bool(self.settings.get("per_point", False))
+        return is_per_point(self.settings)
 
     def part_numbers(self, parts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Number the parts of a source by the model's classes, shape ``(len(parts) + 1,)``; the last, -1, is no label.
@@ -278,21 +278,6 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     except WeightsError as error:
         raise RunError(f"the weights of {run.path} do not fit its model.json: {error}") from error
     return TrainedModel(model.eval(), card.normalization(), card)
-
-
-def refuse_per_point(settings: Mapping[str, Any], run: object, what: str) -> None:
-    """Refuse a run that labels points, for an option that needs a class of each input.
-
-    Args:
-        settings: Settings of its model.
-        run: For the error.
-        what: The option.
-
-    Raises:
-        RunError: It labels points.
-    """
-    if settings.get("per_point", False):
-        raise RunError(f"{what} measures classes of whole inputs, and {run} labels points; leave it out")
 
 
 def load_classifier(path: str | Path | RunFolder) -> TrainedModel:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vitrail.data.dataset import ImageData
+from vitrail.errors import plural
 from vitrail.files import write_text
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.hub import HUB_PREFIX
@@ -55,9 +56,9 @@ def describe_pretraining_images(seen: int | None, total: int, split: str) -> str
     if not seen:
         return None
     return (
-        f"{seen} of {total} images of the split {split} are among those that the weights were pre-trained on: the "
-        "result is optimistic for unseen images; pre-train without them (the same data.source and data.split leave the "
-        "test split out)"
+        f"{seen:,} of {plural(total, 'image')} of the split {split} {'is' if seen == 1 else 'are'} among those that "
+        "the weights were pre-trained on: the result is optimistic for unseen images; pre-train without them (the same "
+        "data.source and data.split leave the test split out)"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.layers.shapes import divide_up, product
 
 Pair = tuple[int, int]
@@ -107,7 +107,7 @@ def num_masked(count: int, ratio: float) -> int:
     masked = math.ceil(ratio * count - 1e-9)
     if ratio < 1 and masked == count:
         raise ConfigError(
-            f"task.mask_ratio {ratio} of {count} patches leaves none visible; use a lower ratio, a smaller "
+            f"task.mask_ratio {ratio} of {plural(count, 'patch')} leaves none visible; use a lower ratio, a smaller "
             "task.mask_size or a larger data.img_size"
         )
     return masked

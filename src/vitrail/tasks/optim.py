@@ -11,7 +11,7 @@ from torch import nn
 
 from vitrail.config.checks import require
 from vitrail.config.schema import TrainerConfig
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.models.base import VisionModel
 from vitrail.weights.wrapped import network_inside
 
@@ -84,7 +84,7 @@ def warmup_cosine(total_steps: int, warmup_steps: int, floor: float) -> Callable
     """
     _check_schedule(warmup_steps, floor)
     if warmup_steps >= total_steps:
-        raise ConfigError(f"the warm-up of {warmup_steps} steps leaves none of the {total_steps}; shorten it")
+        raise ConfigError(f"the warm-up of {plural(warmup_steps, 'step')} leaves none of the {total_steps}; shorten it")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

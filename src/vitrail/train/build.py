@@ -16,7 +16,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.data.identity import KnownImages
 from vitrail.data.images import BANDS
 from vitrail.data.points.augment import build_point_augmentation
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size, size_settings
 from vitrail.models.registry import create_model, find_family, list_families
@@ -176,9 +176,9 @@ def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> di
     elif "spectral" in bands:
         others = " or ".join(name for name, family in list_families().items() if family.takes_spectral)
         raise ConfigError(
-            f"the data has a second stream ({len(bands['spectral'])} bands) and {recipe.model.name} takes the image "
-            f"alone; use {others}, or leave the stream out (data.spectral.derive none, no data.spectral.path, "
-            "data.spectral.use [])"
+            f"the data has a second stream ({plural(len(bands['spectral']), 'band')}) and {recipe.model.name} takes "
+            f"the image alone; use {others}, or leave the stream out (data.spectral.derive none, no "
+            "data.spectral.path, data.spectral.use [])"
         )
     return settings
 

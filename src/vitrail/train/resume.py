@@ -13,7 +13,7 @@ from vitrail.config.data import PATH_SETTINGS
 from vitrail.config.load import load_recipe
 from vitrail.config.renamed import rename
 from vitrail.config.schema import PRETRAINING, Recipe, flat_settings
-from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.errors import ConfigError, DataError, RunError, plural
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.train.auto.resolve import resolve_from_run
@@ -114,7 +114,7 @@ def _check_checkpoint(run: RunFolder) -> None:
     trained = run.trained_epochs()
     if trained > 1 or run.finished:
         raise RunError(
-            f"cannot resume {run}: it has trained {trained} epochs and lacks "
+            f"cannot resume {run}: it has trained {plural(trained, 'epoch')} and lacks "
             f"{run.last_checkpoint.relative_to(run.path)}, from which it would go on; restore that, or start over with "
             "--run.overwrite true in place of --resume"
         )
@@ -136,7 +136,8 @@ def _check_changes(recipe: Recipe, begun: Recipe, run: RunFolder) -> None:
     trained = run.trained_epochs()
     if recipe.trainer.max_epochs < trained:
         raise ConfigError(
-            f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
+            f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: "
+            f"{plural(trained, 'epoch is', 'epochs are')} trained"
         )
     recorded = run.read_json(run.environment).get("inputs", {}) if run.environment.is_file() else {}
     paths = {f"data.{name}" for name in PATH_SETTINGS} if run.images.is_file() else set()
@@ -196,7 +197,7 @@ def _check_images(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -
     if before["number"] != now["number"] or before["fingerprint"] != now[key]:
         raise DataError(
             f"cannot resume {run}: its images, classes or splits have changed since it began "
-            f"({before['number']} images then, {now['number']} now); restore them, name their new place with "
+            f"({plural(before['number'], 'image')} then, {now['number']} now); restore them, name their new place with "
             "--data.path, or start again with --run.overwrite true"
         )
 
@@ -207,7 +208,7 @@ def _nothing_left(recipe: Recipe, run: RunFolder) -> str | None:
         return None
     rows, trainer = run.read_metrics(), recipe.trainer
     if len(rows) >= trainer.max_epochs:
-        return f"all {len(rows)} epochs are trained"
+        return "its only epoch is trained" if len(rows) == 1 else f"all {len(rows):,} epochs are trained"
     monitor, patience = trainer.early_stopping_monitor, trainer.early_stopping_patience
     if patience and monitor in rows and waited(rows[monitor], monitor) >= patience:
         return (

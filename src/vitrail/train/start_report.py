@@ -33,10 +33,10 @@ def print_start(
         trainer: Its device and number of processes.
         reasons: Setting -> its value and reason, for resolved settings.
     """
-    streams = " and ".join(f"{len(s.bands)} band{'s' * (len(s.bands) != 1)}" for s in card.streams.values())
+    streams = " and ".join(plural(len(s.bands), "band") for s in card.streams.values())
     size = " x ".join(map(str, card.img_size[-2:])) + (" pixels" if data.source.is_image else " points")
     if len(card.img_size) == 3:
-        size = f"{card.img_size[0]} frames of {size}"
+        size = f"{plural(card.img_size[0], 'frame')} of {size}"
     classes = f", {plural(len(card.classes), 'class')}" if card.classes else ""
     images = [f"{len(data.splits[name]):,} for {what}" for name, what in _PURPOSES.items() if name in data.splits]
     device = trainer.strategy.root_device
@@ -44,8 +44,8 @@ def print_start(
     for line in (
         f"model: {card.name}, {count_parameters(model):,} parameters; input {streams}, {size}{classes}",
         f"images: {', '.join(images)}",
-        f"device: {_name(device)}{processes}; precision {recipe.trainer.precision}, {recipe.data.batch_size} images a "
-        f"batch, learning rate {recipe.trainer.peak_learning_rate:g}",
+        f"device: {_name(device)}{processes}; precision {recipe.trainer.precision}, "
+        f"{plural(int(recipe.data.batch_size), 'image')} a batch, learning rate {recipe.trainer.peak_learning_rate:g}",
         *(f"{name} {reason}" for name, reason in reasons.items()),
     ):
         print(reword(line, model.modality), file=sys.stderr)
@@ -54,4 +54,4 @@ def print_start(
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"GPU ({torch.cuda.get_device_name(device)})"
-    return f"CPU ({processor()}, {torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    return f"CPU ({processor()}, {plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)

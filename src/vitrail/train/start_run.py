@@ -87,6 +87,6 @@ def _report_images(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)
         print(
-            f"{plural(len(data.source.left_out), 'file')} cannot be read and are left out: {run.unreadable}",
+            f"{plural(len(data.source.left_out), 'file is', 'files are')} left out, unreadable: {run.unreadable}",
             file=sys.stderr,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vitrail.config.schema import ModelConfig
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.weights.load import load_weights
 from vitrail.weights.normalisation import Normalization, describe
 from vitrail.weights.remedies import RECIPE
@@ -77,8 +77,8 @@ def choose_normalization(
         if config.normalization == "weights":
             if not same_bands:
                 raise ConfigError(
-                    f"model.normalization is 'weights', with {len(given[name][0])} bands in the {name} stream, and the "
-                    f"data has {len(chosen[name][0])}; use 'data'"
+                    f"model.normalization is 'weights', with {plural(len(given[name][0]), 'band')} in the {name} "
+                    f"stream, and the data has {len(chosen[name][0])}; use 'data'"
                 )
             print(f"{name} stream normalised as for the weights: {describe(given[name])}")
             chosen[name] = given[name]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vitrail.errors import WeightsError, few
+from vitrail.errors import WeightsError, few, plural
 from vitrail.weights.checkpoint import Checkpoint, State, join
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.rules import KeyMap
@@ -261,8 +261,8 @@ def _describe(
     elif candidate.path:
         notes.append(f"took {candidate.path!r}")
     if candidate.prefix:
-        notes.append(f"removed the prefix {candidate.prefix + '.'!r} from {len(candidate.state)} names")
-    notes += [f"removed {part + '.'!r} inside of {count} names" for part, count in candidate.inner.items()]
+        notes.append(f"removed the prefix {candidate.prefix + '.'!r} from {plural(len(candidate.state), 'name')}")
+    notes += [f"removed {part + '.'!r} inside of {plural(count, 'name')}" for part, count in candidate.inner.items()]
     beside = _beside(candidate, checkpoint)
     if beside:
         notes.append(f"left out beside the weights: {few(beside, 12)}")
@@ -285,14 +285,14 @@ def _beside(candidate: Candidate, checkpoint: Checkpoint) -> list[str]:
             for name in [top(other)] * len(state) if other else state:
                 tensors[name] = tensors.get(name, 0) + 1
     for other, count in checkpoint.unnamed.items():
-        kinds[top(other)] = f"{count} tensors without names"
+        kinds[top(other)] = f"{plural(count, 'tensor')} without names"
     for other, kind in checkpoint.beside.items():
         shown = "" if other != top(other) or kind in ("int", "float", "str", "bool", "NoneType") else kind
         kinds.setdefault(top(other), shown)
     names = [*kinds, *(name for name in tensors if name not in kinds)]
     out = []
     for name in names:
-        parts = [f"{tensors[name]} tensors"] if name in tensors else []
+        parts = [plural(tensors[name], "tensor")] if name in tensors else []
         parts += [kinds[name]] if kinds.get(name) else []
         out.append(f"{name} ({', '.join(parts)})" if parts else name)
     return out

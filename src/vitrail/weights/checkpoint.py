@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.errors import WeightsError
+from vitrail.errors import WeightsError, plural
 from vitrail.weights.pickles import Foreign, as_tensor
 
 State = dict[str, Tensor]
@@ -98,7 +98,8 @@ def _instead(content: Any, found: Checkpoint) -> str:
     if found.unnamed:
         path, count = next(iter(found.unnamed.items()))
         return (
-            f"a list of {count} tensors without names{f' ({path})' if path else ''}, which fit no model by themselves"
+            f"a list of {plural(count, 'tensor')} without names{f' ({path})' if path else ''}, which fit no model by "
+            "themselves"
         )
     if isinstance(content, Mapping):
         return f"values that are no tensors: {', '.join(list(found.beside)[:5])}" if found.beside else "nothing"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, WeightsError
+from vitrail.errors import ConfigError, WeightsError, plural
 from vitrail.weights.remedies import PYTHON, Spelling
 
 BandRuleName = Literal["mean", "repeat", "wavelength"]
@@ -150,9 +150,9 @@ class BandRule:
     def _checked(self, given: Wavelengths | None, bands: int, stream: str, name: str) -> tuple[float, ...]:
         values = _of_stream(given, stream)
         if values is None or len(values) != bands:
-            got = "none" if values is None else f"{len(values)} values"
+            got = "none" if values is None else plural(len(values), "value")
             option = self.spelling.give(name)
-            raise WeightsError(f"{self._rule} needs {option} for the {bands} bands of {stream!r}, got {got}")
+            raise WeightsError(f"{self._rule} needs {option} for {plural(bands, 'band')} of {stream!r}, got {got}")
         return values
 
 
@@ -283,8 +283,8 @@ def fit_input_kernel(
         done += [how] if how else []
     if kernel.shape[1] != wanted[1]:
         raise WeightsError(
-            f"{where}: {key} is made for {kernel.shape[1]} bands, the model has {wanted[1]}; choose how to make the "
-            f"kernels of its bands: {spelling.band_rule()}"
+            f"{where}: {key} is made for {plural(kernel.shape[1], 'band')}, the model has {wanted[1]}; choose how to "
+            f"make the kernels of its bands: {spelling.band_rule()}"
         )
     if role.is_patch and kernel.shape[2:] != wanted[2:]:
         old, new = (f"{shape[2]} x {shape[3]}" for shape in (kernel.shape, wanted))

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, WeightsError, closest, few
+from vitrail.errors import ConfigError, WeightsError, closest, few, plural
 from vitrail.weights.candidates import (
     Candidate,
     choose_candidate,
@@ -340,7 +340,7 @@ def _fit(
             report.dropped[key] = f"shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
         else:
             raise WeightsError(f"{where}: {_misfit(model, key, value, target, state, options.spelling)}")
-    report.notes += [f"{count} tensors converted from {kind}" for kind, count in casts.items()]
+    report.notes += [f"{plural(count, 'tensor')} converted from {kind}" for kind, count in casts.items()]
     return accepted
 
 

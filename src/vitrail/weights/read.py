@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitrail.errors import WeightsError, few, first_line
+from vitrail.errors import WeightsError, few, first_line, plural
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 from vitrail.weights.candidates import read_by_name
 from vitrail.weights.checkpoint import Checkpoint, unwrap
@@ -78,15 +78,16 @@ def _read_shards(index: Path) -> Checkpoint:
         tensors = part.states.get("", {})
         if missing := [key for key in keys if key not in tensors]:
             raise WeightsError(
-                f"{index} names {missing[0]} in {shard}, which lacks it ({len(missing)} keys in all); "
+                f"{index} names {missing[0]} in {shard}, which lacks it ({plural(len(missing), 'key')} in all); "
                 "download the index and its shards again"
             )
         state |= {key: tensors[key] for key in keys}
         extra += [key for key in tensors if key not in keys]
-    notes = [f"read from {len(shards)} shards that {index.name} names"]
+    notes = [f"read from {plural(len(shards), 'shard')} that {index.name} names"]
     if extra:
         notes.append(
-            f"left out {len(extra)} tensors of the shards that the index does not name: {', '.join(extra[:3])}"
+            f"left out {plural(len(extra), 'tensor')} of the shards that the index does not name: "
+            f"{', '.join(extra[:3])}"
         )
     return Checkpoint({"": state}, " and ".join(sorted(formats)), {}, tuple(notes))
 

@@ -6,8 +6,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitrail.errors import plural
+
 # Maximum number of keys of a kind in a printed report.
 _SHOWN = 12
+
 # Maximum number of keys named for one reason.
 _NAMED = 4
 
@@ -76,7 +79,7 @@ class LoadReport:
         lines += _shortened([f"  missing {key}" for key in self.missing])
         lines += _shortened([f"  unexpected {key}" for key in self.unexpected])
         lines += _shortened(
-            [f"  warning: {count} values of {key} are not finite" for key, count in self.not_finite.items()]
+            [f"  warning: {plural(count, 'value')} of {key} not finite" for key, count in self.not_finite.items()]
         )
         return "\n".join(lines)
 

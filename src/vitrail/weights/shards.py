@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vitrail.errors import WeightsError
+from vitrail.errors import WeightsError, plural
 
 _SUFFIX = ".index.json"
 
@@ -40,8 +40,8 @@ def read_index(index: Path) -> dict[str, list[str]]:
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
         raise WeightsError(
-            f"{index} names {len(shards)} shards, but the folder lacks {len(missing)}: {', '.join(missing[:3])}; "
-            "download all of them"
+            f"{index} names {plural(len(shards), 'shard')}, but the folder lacks {len(missing)}: "
+            f"{', '.join(missing[:3])}; download all of them"
         )
     return shards
 

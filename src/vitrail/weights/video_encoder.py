@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vitrail.errors import plural
 from vitrail.weights.checkpoint import State
 from vitrail.weights.plain_encoder import TRANSFORMERS_RULES
 from vitrail.weights.report import LoadReport
@@ -34,7 +35,7 @@ class AddKeyBias:
                 out[f"{match[1]}.key.bias"] = torch.zeros_like(value)
                 added += 1
         if added:
-            report.notes.append(f"keys without a bias: zeros in {added} layers")
+            report.notes.append(f"keys without a bias: zeros in {plural(added, 'layer')}")
         return out
 
 

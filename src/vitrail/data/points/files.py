@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, count_of, plural
 from vitrail.extras import import_extra
 
 Array = npt.NDArray[Any]
@@ -68,7 +68,9 @@ def check_points(where: str, points: Array) -> None:
         raise DataError(f"{where}: needs points of 3 coordinates, at least one, got an array of {points.shape}")
     bad = int((~np.isfinite(points)).any(axis=1).sum())
     if bad:
-        raise DataError(f"{where}: {bad} of {len(points)} points have no finite coordinates; remove them")
+        raise DataError(
+            f"{where}: {count_of(bad, len(points), 'point', 'has', 'have')} no finite coordinates; remove them"
+        )
 
 
 def _split(table: Array, names: tuple[str, ...] = ()) -> CloudFile:
@@ -196,7 +198,7 @@ def _expand_lzf(data: bytes, size: int) -> bytes:
         for i in range(start, start + length + 2):
             out.append(out[i])
     if len(out) != size:
-        raise ValueError(f"compressed data gives {len(out)} bytes instead of {size}")
+        raise ValueError(f"compressed data gives {plural(len(out), 'byte')} instead of {size}")
     return bytes(out)
 
 

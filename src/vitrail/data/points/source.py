@@ -29,7 +29,7 @@ from vitrail.data.sources.class_folders import (
 )
 from vitrail.data.sources.encoded import StoredSource
 from vitrail.data.sources.listed_files import refuse_repeated
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 Array = npt.NDArray[Any]
 
@@ -287,7 +287,9 @@ def _number_parts(parts: Sequence[Array], names: tuple[str, ...]) -> tuple[tuple
     if not len(every):
         raise DataError("data.points.part has no label of 0 or above; negative ones mark points without a label")
     if names and every[-1] >= len(names):
-        raise DataError(f"data.points.part has labels up to {int(every[-1])} and {len(names)} names (part_names)")
+        raise DataError(
+            f"data.points.part has labels up to {int(every[-1])} and {plural(len(names), 'name')} (part_names)"
+        )
     known = np.arange(len(names)) if names else every
     numbered = [np.where(own < 0, -1, np.searchsorted(known, own)) for own in parts]
     return names or tuple(str(int(value)) for value in every), numbered

@@ -24,7 +24,7 @@ from vitrail.data.classes import (
 )
 from vitrail.data.image_errors import head
 from vitrail.data.sources.array_files import Array, own_names, pick_array, read_arrays
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, count_of, plural
 
 Integers = npt.NDArray[np.int64]
 
@@ -106,7 +106,9 @@ def labelled_images(labels: Array, config: DataConfig, path: Path) -> tuple[Inte
     if not len(kept):
         raise DataError(f"{path}: no image is labelled (data.classes.unlabelled_value {value})")
     lost = len(every) - len(kept)
-    return kept, [f"left out {lost:,} images whose label is {value} (data.classes.unlabelled_value)"] if lost else []
+    return kept, [
+        f"left out {plural(lost, 'image')} whose label is {value} (data.classes.unlabelled_value)"
+    ] if lost else []
 
 
 def label_images(
@@ -143,9 +145,9 @@ def label_images(
         wrong = np.flatnonzero(labels.sum(axis=1) != 1)
         if len(wrong):
             raise DataError(
-                f"{path}: {len(wrong)} of {len(labels)} rows of the labels have several or no 1 (row {wrong[0]} has "
-                f"{int(labels[wrong[0]].sum())}); one-hot labels have one in each row, and data.classes.multi_label "
-                "true (with task.loss bce) takes any number"
+                f"{path}: several or no 1 in {len(wrong)} of {plural(len(labels), 'row')} of labels (row {wrong[0]} "
+                f"has {int(labels[wrong[0]].sum())}); one-hot labels have one in each row, and "
+                "data.classes.multi_label true (with task.loss bce) takes any number"
             )
     found: dict[Label, int] = {i: int(labels[:, i].sum()) for i in range(count)}
     own = _own_of(own_names(arrays), range(count), rules, range(count), path)
@@ -164,7 +166,9 @@ def _resolve(
     values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     found = [normalize_label(value, path) for value in values.tolist()]
     if "" in found:
-        raise DataError(f"{path}: {counts[found.index('')]} of {len(labels)} labels are empty; fill them")
+        raise DataError(
+            f"{path}: {count_of(int(counts[found.index('')]), len(labels), 'label', 'is', 'are')} empty; fill them"
+        )
     present = [label for label in found if isinstance(label, int)]
     own = _own_of(names, present, rules, numbers, path)
     totals: dict[Label, int] = {}
@@ -296,13 +300,14 @@ def _unlabelled(plane: Array, config: DataConfig, path: Path) -> int | str:
     count = len(config.classes.names or ())
     if count and low == 0 and high > count and len(values) == count + 1 and int(values[-2]) == count - 1:
         raise ConfigError(
-            f"the labels of {path} are 0 to {count - 1} and {high}, and {count} classes have names "
-            f"({head(list(config.classes.names or ()))}): give data.classes.unlabelled_value {high} if those are "
-            "unlabelled"
+            f"the labels of {path} are 0 to {count - 1} and {high}, and "
+            f"{plural(count, 'class has a name', 'classes have names')} ({head(list(config.classes.names or ()))}): "
+            f"give data.classes.unlabelled_value {high} if those are unlabelled"
         )
     if config.classes.names is not None and low == 0 and high < len(config.classes.names):
         raise ConfigError(
-            f"the labels of {path} are 0 to {high} and {len(config.classes.names)} classes have names "
+            f"the labels of {path} are 0 to {high} and "
+            f"{plural(len(config.classes.names), 'class has a name', 'classes have names')} "
             f"({head(list(config.classes.names))}): are pixels of 0 unlabelled, or of the first class? Give "
             "data.classes.unlabelled_value 0, or none where every pixel is labelled"
         )

@@ -34,7 +34,7 @@ from vitrail.data.sources.array_values import (
 from vitrail.data.sources.base import ImageSource, Scene
 from vitrail.data.sources.columns import groups_of_cells
 from vitrail.data.value_range import to_unit_range, value_rules
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 
 class ArraySource(ImageSource):
@@ -83,8 +83,8 @@ class ArraySource(ImageSource):
             self.groups = _groups(arrays, kept)
         elif cube.ndim == 4:
             raise DataError(
-                f"{path}: {cube_name} holds {len(cube)} images, shape {cube.shape}, and the labels have the shape "
-                f"{labels.shape}; one number, or a one-hot row, for each image is wanted"
+                f"{path}: {cube_name} holds {plural(len(cube), 'image')}, shape {cube.shape}, and the labels have the "
+                f"shape {labels.shape}; one number, or a one-hot row, for each image is wanted"
             )
         else:
             grid = _grid(config.arrays.grid, arrays)
@@ -109,7 +109,9 @@ class ArraySource(ImageSource):
     def _name_bands(self, config: DataConfig, number: int) -> tuple[str, ...]:
         names = config.bands.names or tuple(f"band_{i + 1}" for i in range(number))
         if len(names) != number:
-            raise ConfigError(f"data.bands.names has {len(names)} names and {self.path} has {number} bands")
+            raise ConfigError(
+                f"data.bands.names has {plural(len(names), 'name')} and {self.path} {plural(number, 'band')}"
+            )
         self.bands = {"image": tuple(names)}
         if config.bands.wavelengths is not None:
             self.wavelengths = {"image": config.bands.wavelengths}

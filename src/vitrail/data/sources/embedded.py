@@ -28,7 +28,7 @@ from vitrail.data.sources.encoded import EncodedSource
 from vitrail.data.sources.table_file import Cell, cells_of, column_problem
 from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
-from vitrail.errors import DataError, did_you_mean
+from vitrail.errors import DataError, count_of, did_you_mean, plural
 
 # Decoded images of this many bytes are kept in memory.
 _SMALL = 512 * 2**20
@@ -182,7 +182,7 @@ class EmbeddedSource(EncodedSource):
         gone = {row for row, _ in unreadable}
         if unreadable and (not skip or len(gone) == len(keys)):
             named = [(keys[row], error) for row, error in unreadable]
-            of = f"the {len(keys):,} images in {self.root}"
+            of = f"{plural(len(keys), 'image')} in {self.root}"
             raise DataError(unreadable_message(named, len(keys), of, skipped=skip))
         if other_bands:
             raise DataError(bands_message(other_bands, len(keys)))
@@ -334,7 +334,9 @@ def _labels(column: pa.ChunkedArray, name: str, path: Path) -> _Labels:
     """Return the label or labels of each image."""
     missing = column.null_count + (pc.sum(pc.is_nan(column)).as_py() or 0 if pa.types.is_floating(column.type) else 0)
     if missing:
-        raise DataError(f"{path}: {missing} of {len(column)} labels are missing ({name}); fill or remove them")
+        raise DataError(
+            f"{path}: {count_of(missing, len(column), 'label', 'is', 'are')} missing ({name}); fill or remove them"
+        )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
@@ -358,7 +360,9 @@ def _labels(column: pa.ChunkedArray, name: str, path: Path) -> _Labels:
     cells = cells_of(column, path)
     empty = sum(cell == "" for cell in cells)
     if empty:
-        raise DataError(f"{path}: {empty} of {len(column)} labels are missing ({name}); fill or remove them")
+        raise DataError(
+            f"{path}: {count_of(empty, len(column), 'label', 'is', 'are')} missing ({name}); fill or remove them"
+        )
     return list(cells)
 
 

@@ -166,13 +166,13 @@ class FileSource(EncodedSource):
         ]
         unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
         if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is no answer
-            raise type(unset[0])(f"{len(unset)} of {len(work)} files: {unset[0]}")
+            raise type(unset[0])(f"{len(unset)} of {plural(len(work), 'file')}: {unset[0]}")
         gone = {i for i, *_ in unreadable}
         kept = [i for i in range(len(files["image"])) if i not in gone]
         if unreadable and (not skip or not kept):
             named = [(str(file), error) for _, file, error in unreadable]
             raise DataError(
-                unreadable_message(named, len(work), f"{len(work):,} files", skipped=skip, of_run=self._of_run)
+                unreadable_message(named, len(work), plural(len(work), "file"), skipped=skip, of_run=self._of_run)
             )
         if other_bands:
             raise DataError(bands_message(other_bands, len(work), of_run=self._of_run))

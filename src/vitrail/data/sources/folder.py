@@ -21,7 +21,7 @@ from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder_layout import read_arrangement
 from vitrail.data.sources.folder_names import parse_split
 from vitrail.data.sources.patterns import by_pattern
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, count_of, plural
 
 
 class FolderSource(FileSource):
@@ -176,10 +176,13 @@ def find_partners(
     alone = [str(file) for file, partners in zip(files, found, strict=True) if not partners]
     if alone:
         raise DataError(
-            f"{len(alone)} of {len(files)} images have no {what} of the same relative path and stem in {other}: "
-            f"{head(alone)}; add it, or take the image out"
+            f"{count_of(len(alone), len(files), 'image', 'has', 'have')} no {what} of the same relative path and stem "
+            f"in {other}: {head(alone)}; add it, or take the image out"
         )
     several = [f"{p[0]} and {p[1].name}" for p in found if len(p) > 1]
     if several:
-        raise DataError(f"{len(several)} images have several {what}s of the same stem: {head(several)}; keep one each")
+        raise DataError(
+            f"{plural(len(several), 'image has', 'images have')} several {what}s of the same stem: {head(several)}; "
+            "keep one each"
+        )
     return [partners[0] for partners in found]

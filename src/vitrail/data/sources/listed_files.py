@@ -49,9 +49,10 @@ class ListedFiles:
         missing = [str(self.folder / name) for name, files in zip(names, found, strict=True) if not files]
         if missing and (not skip or len(missing) == len(names)):
             remedy = "" if len(missing) == len(names) else f"; {SKIP}"
+            absent = "does not exist" if len(missing) == 1 else "do not exist"
             raise DataError(
-                f"{len(missing)} of {len(names)} images that {self.table} lists do not exist: {head(missing)}; paths "
-                f"are relative to {self.folder} (data.table.image_folder){remedy}"
+                f"{len(missing)} of {plural(len(names), 'image')} that {self.table} lists {absent}: {head(missing)}; "
+                f"paths are relative to {self.folder} (data.table.image_folder){remedy}"
             )
         several = [
             f"{name} ({' and '.join(str(file.relative_to(self.folder)) for file in files[:2])})"
@@ -59,9 +60,10 @@ class ListedFiles:
             if len(files) > 1
         ]
         if several:
+            fit = "fits" if len(several) == 1 else "fit"
             raise DataError(
-                f"{len(several)} of {len(names)} names in {self.table} fit several files: {head(several)}; write the "
-                "path and the suffix of one"
+                f"{len(several)} of {plural(len(names), 'name')} in {self.table} {fit} several files: {head(several)}; "
+                "write the path and the suffix of one"
             )
         return [files[0] if files else self.folder / name for name, files in zip(names, found, strict=True)]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from vitrail.data.image_errors import head
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 
 def by_pattern(setting: str, pattern: str, keys: Sequence[str]) -> list[str]:
@@ -31,7 +31,7 @@ def by_pattern(setting: str, pattern: str, keys: Sequence[str]) -> list[str]:
     strangers = [key for key, value in zip(keys, found, strict=True) if not value]
     if strangers:
         raise DataError(
-            f"{setting} {pattern!r} finds nothing in {len(strangers)} of {len(keys)} paths: {head(strangers, 1)}; "
-            "change the pattern, or rename or remove these files"
+            f"{setting} {pattern!r} finds nothing in {len(strangers)} of {plural(len(keys), 'path')}: "
+            f"{head(strangers, 1)}; change the pattern, or rename or remove these files"
         )
     return [value for value in found if value]

@@ -14,7 +14,7 @@ from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.listed_files import ListedFiles, refuse_repeated, rows_by_file
 from vitrail.data.sources.patterns import by_pattern
 from vitrail.data.sources.table_file import Cell, Table, TableForm, read_table
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.errors import ConfigError, DataError, closest, plural
 
 # Remedy for rows of one image whose labels differ.
 _ALL_LABELS = "give each image the labels of all its rows (data.classes.multi_label true, task.loss bce)"
@@ -113,8 +113,8 @@ def _find(table: Table, default: str, given: str | None, setting: str) -> str:
     columns = ", ".join(map(repr, table.names))
     if not table.header:
         raise DataError(
-            f"{table.path} has no header (its first row names an image) and {len(table.names)} columns; name one by "
-            f"its position with {setting} (0 to {len(table.names) - 1}), or give data.table.header true"
+            f"{table.path} has no header (its first row names an image) and {plural(len(table.names), 'column')}; name "
+            f"one by its position with {setting} (0 to {len(table.names) - 1}), or give data.table.header true"
         )
     near = closest(name, table.names)
     asked = f"{near.removeprefix('; ')} " if near.endswith("?") else ""
@@ -145,7 +145,9 @@ def _filled(table: Table, name: str) -> list[str]:
 def _refuse_empty(table: Table, name: str, rows: Sequence[int]) -> None:
     if rows:
         lines = head([str(table.lines[i]) for i in rows])
-        raise DataError(f"{table.path}: {name} is empty in {len(rows)} rows (line {lines}); fill or remove them")
+        raise DataError(
+            f"{table.path}: {name} is empty in {plural(len(rows), 'row')} (line {lines}); fill or remove them"
+        )
 
 
 def _split_column(table: Table, form: TableForm) -> str | None:
@@ -239,7 +241,9 @@ def _join_rows(
         str(files[own[0]]) for own in rows if len({(splits[i], None if groups is None else groups[i]) for i in own}) > 1
     ]
     if torn:
-        raise DataError(f"{file} puts {len(torn)} images into several splits or groups: {head(torn)}; keep one each")
+        raise DataError(
+            f"{file} puts {plural(len(torn), 'image')} into several splits or groups: {head(torn)}; keep one each"
+        )
     joined: list[Label | tuple[Label, ...]] = []
     for own in rows:
         joined.append(tuple(count_labels(labels[i] for i in own)))

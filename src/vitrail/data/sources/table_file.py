@@ -19,7 +19,7 @@ from vitrail.config.data import DataConfig
 from vitrail.config.data_groups import TableConfig
 from vitrail.data.classes import Label, clean_name, normalize_label
 from vitrail.data.image_errors import refuse_pointer
-from vitrail.errors import ConfigError, DataError, did_you_mean, first_line
+from vitrail.errors import ConfigError, DataError, did_you_mean, first_line, plural
 
 _NAMED = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|"}
 _FOUND = (",", ";", "\t", "|")
@@ -256,8 +256,9 @@ def _with_header(
     for line, row in body:
         if any(cell.strip() for cell in row[len(names) :]):
             raise DataError(
-                f"cannot read {file} as a table: line {line} has {len(row)} cells and there are {len(names)} columns; "
-                "put cells that hold the separator into quotes, or check data.table.separator"
+                f"cannot read {file} as a table: line {line} has {plural(len(row), 'cell')} and the table "
+                f"{plural(len(names), 'column')}; put cells that hold the separator into quotes, or check "
+                "data.table.separator"
             )
     cells: list[list[Cell]] = [
         [clean_name(row[i]) if i < len(row) else "" for _, row in body] for i in range(len(names))

@@ -17,7 +17,7 @@ from vitrail.data.band_files import natural_order
 from vitrail.data.images import image_size, read_image
 from vitrail.data.video.sampling import Position, clip_times
 from vitrail.data.video.truncation import is_truncated
-from vitrail.errors import DataError
+from vitrail.errors import DataError, plural
 from vitrail.extras import import_extra
 
 VIDEOS = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .gif".split())
@@ -177,7 +177,7 @@ def _decode(
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{index.path} cannot be decoded: {_reason(error)}") from error
     raise DataError(
-        f"{index.path} gives {len(found)} of {len(wanted)} frames that were counted when it was opened; it is damaged, "
+        f"{index.path} gives {len(found)} of {plural(len(wanted), 'frame')} counted when it was opened; it is damaged, "
         "or has changed"
     )
 

@@ -14,7 +14,7 @@ from vitrail.data.images import resize_picture
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.video.decode import VideoIndex, read_frames
 from vitrail.data.video.source import VideoSource, require_times
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 # Of a step or a window: what rounding may add to a video's length.
 _ROUNDING = 1e-6
@@ -60,8 +60,8 @@ def window_length(config: DataConfig, num_frames: int, window: float | None, ste
         return window
     if window is not None:
         raise ConfigError(
-            f"--window {window:g} is not needed: the run's clips last {num_frames / rate:.3g} s ({num_frames} frames "
-            f"at data.video.fps {rate:g}); leave it out"
+            f"--window {window:g} is not needed: the run's clips last {num_frames / rate:.3g} s "
+            f"({plural(num_frames, 'frame')} at data.video.fps {rate:g}); leave it out"
         )
     return num_frames / rate
 

@@ -33,7 +33,7 @@ from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.data.video.counts import index_videos
 from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, read_frames
 from vitrail.data.video.sampling import Position, random_position, view_positions
-from vitrail.errors import ConfigError, DataError, few
+from vitrail.errors import ConfigError, DataError, count_of, few, plural
 
 # Remedy for a file whose damage appears when its frames are read.
 REENCODE = "encode them again (ffmpeg -err_detect ignore_err -i FILE NEW)"
@@ -120,8 +120,8 @@ class VideoSource(StoredSource):
                 faults.append((row.key, index))
         if faults and (config.errors.on_unreadable != "skip" or not rows):
             raise DataError(
-                f"{len(faults)} of {len(listed)} clips cannot be read; leave them out with data.errors.on_unreadable "
-                f"skip: {few([f'{key} {reason}' for key, reason in faults])}"
+                f"{len(faults)} of {plural(len(listed), 'clip')} cannot be read; leave them out with "
+                f"data.errors.on_unreadable skip: {few([f'{key} {reason}' for key, reason in faults])}"
             )
         self.left_out: list[tuple[str, str]] = faults
         self._given = files is not None
@@ -150,29 +150,32 @@ class VideoSource(StoredSource):
         # Verbs report what is left out of the files that they are given.
         notes = [] if self._given else [f"left out: {key} {reason}" for key, reason in self.left_out]
         if not self.classes:
-            notes.append(f"{len(self)} clips of {self.config.path} have no labels, for pre-training alone")
+            notes.append(f"{plural(len(self), 'clip')} of {self.config.path} without labels, for pre-training alone")
         beyond = [
             row.key
             for row, index in zip(self._rows, self._indices, strict=True)
             if row.end is not None and row.end > index.duration + 1 / index.rate
         ]
         if beyond:
-            notes.append(f"{len(beyond)} of {len(self)} clips end with their video, before their end ({few(beyond)})")
+            notes.append(
+                f"{count_of(len(beyond), len(self), 'clip', 'ends', 'end')} after the last frame of the video "
+                f"({few(beyond)})"
+            )
         cut = [key for key, index in zip(self.keys, self._indices, strict=True) if index.truncated]
         if cut:
             notes.append(
-                f"{len(cut)} of {len(self)} clips are of files that end before their last byte, as truncated files do; "
-                f"their last frames are missing ({few(cut)})"
+                f"{count_of(len(cut), len(self), 'clip', 'is', 'are')} of files that end before their last byte, as "
+                f"truncated files do; the last frames are missing ({few(cut)})"
             )
         rate = self.config.video.fps
         if rate is not None:
             wanted = self.clip_size[0] / rate
             short = [key for i, key in enumerate(self.keys) if self.span(i)[1] - self.span(i)[0] < wanted - 1e-6]
             if short:
-                span = f"{wanted:.3g} s of {self.clip_size[0]} frames at {rate:g} a second"
+                span = f"{wanted:.3g} s of {plural(self.clip_size[0], 'frame')} at {rate:g} a second"
                 notes.append(
-                    f"{len(short)} of {len(self)} clips are shorter than the {span}; their first and last frames are "
-                    f"repeated ({few(short)})"
+                    f"{count_of(len(short), len(self), 'clip', 'is', 'are')} shorter than the {span}; the first and "
+                    f"last frames are repeated ({few(short)})"
                 )
         return notes
 

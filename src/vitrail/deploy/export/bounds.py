@@ -14,7 +14,7 @@ from scipy.special import betaincinv
 from scipy.stats import binom
 
 from vitrail.bootstrap import Doubles
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 LEVEL = 0.95
 # Numbers of images that the power is printed for, after the actual one.
@@ -107,7 +107,7 @@ def power_text(n: int, agreement: float, true: float | None = None, level: float
     """
     true = (1 + agreement) / 2 if true is None else true
     more = next((larger for larger in _LARGER_SETS if larger > n), None)
-    shares = [f"{power(true, n, agreement, level):.0%} at {n:,} images".replace("%", " %")]
+    shares = [f"{power(true, n, agreement, level):.0%} at {plural(n, 'image')}".replace("%", " %")]
     if more is not None:
         shares.append(f"{power(true, more, agreement, level):.0%} at {more:,}".replace("%", " %"))
     return f"a true {true:.4%}".rstrip("0%").rstrip(".") + f" % passes in {', '.join(shares)}"

@@ -14,6 +14,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.data.points.sampling import ROLLS
 from vitrail.deploy.export.pixels import Prepare
 from vitrail.deploy.export.stored import Stored
+from vitrail.errors import plural
 from vitrail.layers.masked import masked_max, masked_mean
 from vitrail.runs.trained import ModelCard
 
@@ -72,7 +73,8 @@ class StoredCoordinates(StoredPoints):
         """Describe the preparation, for export.json."""
         return {
             **super().describe(),
-            "sampling": f"{self.num_points} different points: {_RULE[self.subsample]}; NaN where there are fewer",
+            "sampling": f"{plural(self.num_points, 'different point')}: {_RULE[self.subsample]}; NaN where there are "
+            "fewer",
             "subsample": self.subsample,
             "up": self.up,
             "centre": "centroid of the points",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.bootstrap import Doubles
-from vitrail.errors import DataError
+from vitrail.errors import DataError, plural
 from vitrail.evaluate.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from vitrail.evaluate.conformal import prediction_sets
 from vitrail.evaluate.out_of_distribution import check_outputs, fit_mahalanobis
@@ -84,7 +84,7 @@ class Decisions:
         """
         if scores.shape != self.reference.scores.shape or not np.isfinite(scores).all():
             n = len(self.reference.scores)
-            raise DataError(f"{n} finite scores of the validation images are needed, got shape {scores.shape}")
+            raise DataError(f"{plural(n, 'finite score')} of the validation images needed, got shape {scores.shape}")
         return replace(self, reference=replace(self.reference, scores=np.sort(scores).astype(np.float32)))
 
     def describe(self) -> dict[str, Any]:
@@ -131,8 +131,8 @@ def fit_decisions(
     temperature = fit_temperature(logits, targets)
     if temperature is None:
         notes.append(
-            f"no temperature in {MIN_TEMPERATURE}..{MAX_TEMPERATURE} minimises the log-loss of the {len(logits):,} "
-            "validation images; probabilities are those of the model"
+            f"no temperature in {MIN_TEMPERATURE}..{MAX_TEMPERATURE} minimises the log-loss of the "
+            f"{plural(len(logits), 'validation image')}; probabilities are those of the model"
         )
     multi_label = targets.ndim == 2
     least = None
@@ -142,8 +142,8 @@ def fit_decisions(
         if np.isinf(threshold):
             needed = int(np.ceil(1 / alpha - 1 - 1e-9))
             notes.append(
-                f"sets hold all classes: a coverage of {1 - alpha:.0%} needs at least {needed} validation images, "
-                f"there are {len(logits)}"
+                f"sets hold all classes: a coverage of {1 - alpha:.0%} needs at least "
+                f"{plural(needed, 'validation image')}, there are {len(logits)}"
             )
     reference = _energy(logits, multi_label) if train is None else _mahalanobis(embeddings, *train)
     return Decisions(

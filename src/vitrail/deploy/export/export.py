@@ -214,7 +214,7 @@ def export(
             if not time_left.fits(expected, BUILDING):
                 built += leave_out(own_variants, time_left)
                 continue
-            report(f"merge {merges} pairs of tokens in each block")
+            report(f"merge {plural(merges, 'pair')} of tokens in each block")
             shrunk = graph_of(merges, decisions)
             built += build(trace(shrunk), shrunk, own_variants, Path(work) / f"r={merges}", time_left)
         report(f"converted in {format_duration(time_left.spent - begun)}")
@@ -304,7 +304,7 @@ def _measure(
 ) -> dict[str, Measured]:  # fmt: skip
     if not able:
         return {}
-    report(f"time {len(able)} candidates and the run in eager mode")
+    report(f"time {plural(len(able), 'candidate')} and the run in eager mode")
     # Comparisons come after, and count for more.
     left = max(0.0, budget.left() - budget.longest[_COMPARISON] * len(able))
     before = torch.get_num_threads()
@@ -385,7 +385,7 @@ def _compare_on_test(
     if not own.splits.get("test"):
         return None
     selected = spread([Selection(own, own.splits["test"], labelled=True)], most)
-    report(f"compare with the run on {len(selected[0].indices):,} test images")
+    report(f"compare with the run on {plural(len(selected[0].indices), 'test image')}")
     original = original_outputs(trained, selected, ())
     outputs = Outputs(export_outputs(chosen.export, selected, [], graph.stored)["logits"])
     return compare_on_test(original, outputs, len(own.splits["test"]))

@@ -19,7 +19,7 @@ from vitrail.bootstrap import Doubles
 from vitrail.deploy.export.bounds import LEVEL, agreement_bound, agreement_limit, drop_bound, images_needed, shows_drop
 from vitrail.deploy.export.mean_precision import bound_precision_drop
 from vitrail.deploy.export.verdict import Photographs, Similarity, Verdict, percent, percent_at_least, percent_at_most
-from vitrail.errors import ConfigError, DataError, plural
+from vitrail.errors import ConfigError, DataError, count_of, plural
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -109,7 +109,9 @@ class GateImages:
     def __post_init__(self) -> None:
         """Check."""
         if len(self.targets) != len(self.original.logits):
-            raise DataError(f"{len(self.targets)} targets for {len(self.original.logits)} gate images")
+            raise DataError(
+                f"{plural(len(self.targets), 'target')} for {plural(len(self.original.logits), 'gate image')}"
+            )
 
     @property
     def multi_label(self) -> bool:
@@ -217,7 +219,7 @@ def judge_photographs(
     each = np.abs(in_full.astype(np.float64) - logits).reshape(len(rows), -1).max(axis=1)
     away = float(np.median(each)) / scale
     found = dataclasses.replace(verdict, photographs=Photographs(len(rows), misses, away))
-    of = f"{len(rows):,} images as other programs read them"
+    of = f"{plural(len(rows), 'image')} as other programs read them"
     if not away <= limits.photographs:
         reason = (
             f"logits typically differ by {away:.1e} of their scale on {of}, at most {limits.photographs:g} is alike"
@@ -367,7 +369,7 @@ def _unequal(original: Outputs, outputs: Outputs, verdict: Verdict, limits: Limi
         if not x <= limits.tolerance
     ]
     if verdict.misses:
-        reasons.append(f"{verdict.misses} of {verdict.images} decisions differ")
+        reasons.append(count_of(verdict.misses, verdict.images, "decision", "differs", "differ"))
     return reasons
 
 
@@ -380,13 +382,13 @@ def _agreement_not_shown(verdict: Verdict, limits: Limits) -> list[str]:
 def _too_few(what: str, n: int, misses: int, share: float, level: float) -> str:
     """Describe why images do not show a share: by the misses, or by their number."""
     if n and 1 - misses / n < share:
-        return f"{what} for {percent(1 - misses / n)} of {n:,} images, {percent(share)} is asked"
+        return f"{what} for {percent(1 - misses / n)} of {plural(n, 'image')}, {percent(share)} is asked"
     more = images_needed(share, misses, level) - n
     shown = percent_at_least(agreement_bound(n, misses, level))
     besides = "a miss" if misses == 0 else "another miss"
     return (
-        f"{what} for {n - misses:,} of {n:,} images, which shows {shown}; {percent(share)} needs {more:,} more without "
-        f"{besides} (--images)"
+        f"{what} for {n - misses:,} of {plural(n, 'image')}, which shows {shown}; {percent(share)} needs {more:,} more "
+        f"without {besides} (--images)"
     )
 
 
@@ -399,7 +401,7 @@ def _drop_not_shown(verdict: Verdict, limits: Limits, criterion: Criterion) -> l
     reasons = []
     most = limits.max_drop
     if verdict.drop is not None and verdict.drop > most:
-        on = f"{verdict.labelled:,} labelled images"
+        on = plural(verdict.labelled, "labelled image")
         reasons.append(f"accuracy drops by {percent(verdict.drop)} on {on}, {percent(most)} is allowed")
     elif not (criterion == "agreement" and implied(limits)):
         if verdict.drop_high is None:
@@ -437,8 +439,8 @@ def missing_labels(verdict: Verdict, limits: Limits) -> int:
 
 def _drop_too_uncertain(verdict: Verdict, limits: Limits) -> str:
     return (
-        f"{verdict.labelled:,} labelled images ({verdict.losses} lost, {verdict.gains} gained) show a drop of at most "
-        f"{percent_at_most(verdict.drop_high or 0.0)}; {percent(limits.max_drop)} needs about "
+        f"{plural(verdict.labelled, 'labelled image')} ({verdict.losses} lost, {verdict.gains} gained): the drop is at "
+        f"most {percent_at_most(verdict.drop_high or 0.0)}; {percent(limits.max_drop)} needs about "
         f"{missing_labels(verdict, limits):,} more without a difference"
     )
 
@@ -451,11 +453,14 @@ def _unlike(s: Similarity, n: int, limits: Limits) -> list[str]:
 
 def _evidence(verdict: Verdict, limits: Limits, criterion: Criterion) -> str:
     if criterion == "equality":
-        return f"outputs equal within {limits.tolerance:.0e} of their scale, all {verdict.images:,} decisions equal"
+        return (
+            f"outputs equal within {limits.tolerance:.0e} of their scale, all decisions of "
+            f"{plural(verdict.images, 'image')} equal"
+        )
     parts = []
     if criterion == "agreement":
         same = verdict.images - (verdict.misses or 0)
-        parts.append(f"decisions agree for {same:,} of {verdict.images:,} images")
+        parts.append(f"decisions agree for {same:,} of {plural(verdict.images, 'image')}")
     by_agreement = criterion == "agreement" and implied(limits)
     if by_agreement and (verdict.drop_high is None or verdict.drop_high > limits.max_drop):
         parts.append(f"which bounds the drop by {percent(limits.max_drop)} too")

@@ -31,7 +31,7 @@ from vitrail.deploy.export.scope import (
 from vitrail.durations import format_duration
 from vitrail.engines.base import Arrays
 from vitrail.engines.openvino import INT8, OpenVINOEngine, keep_signal_stack
-from vitrail.errors import plural
+from vitrail.errors import count_of, plural
 from vitrail.extras import import_extra
 
 _PROBABILITIES = "probabilities"
@@ -100,7 +100,7 @@ class Change:
     def __str__(self) -> str:
         return (
             f"probabilities change by {self.mean:.2g} on average and {self.largest:.2g} at most, "
-            f"{self.misses} of {self.images:,} decisions differ"
+            f"{count_of(self.misses, self.images, 'decision', 'differs', 'differ')}"
         )
 
 

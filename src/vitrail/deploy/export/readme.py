@@ -8,6 +8,8 @@ from typing import Any
 
 from vitrail.engines.inputs import takes_any_size
 from vitrail.engines.load import ENGINES, fill_shape
+from vitrail.errors import plural
+from vitrail.models.modality import is_per_point
 
 _CODE = {
     "openvino": """import numpy as np, openvino{pillow}
@@ -126,8 +128,8 @@ def readme(facts: Mapping[str, Any]) -> str:
         guards="check_guards=False" if takes_any_size(inputs) else "",
     )
     rows = "\n".join(_row(entry) for entry in inputs)
-    of_points = card["settings"].get("per_point", False)
-    classes = f"{len(card['classes'])} {'parts of points' if of_points else 'classes'}"
+    of_points = ("part of points", "parts of points") if is_per_point(card["settings"]) else ("class",)
+    classes = plural(len(card["classes"]), *of_points)
     return f"""# {card["name"]}: {classes}, {facts["precision"]}
 
 ```python

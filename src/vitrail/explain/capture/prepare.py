@@ -11,11 +11,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, DataWarning, ShapeError, did_you_mean, few
+from vitrail.errors import ConfigError, DataWarning, ShapeError, did_you_mean, few, plural
 from vitrail.explain.capture.scores import main_class
 from vitrail.layers.modes import evaluation_mode
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import describe
+from vitrail.models.modality import is_per_point
 from vitrail.weights.wrapped import network_inside
 
 # An explanation changes the model's mode and torch's compiler stance for a while: one thread at a time.
@@ -105,7 +106,7 @@ def lacks_class(model: VisionModel) -> str | None:
 
 def labels_points(model: VisionModel) -> bool:
     """Return whether a model labels points, instead of whole inputs."""
-    return bool(getattr(model.config, "per_point", False))
+    return is_per_point(vars(model.config))
 
 
 @contextmanager
@@ -206,7 +207,9 @@ def _classes(
         raise ConfigError(f"target is the index of a class, got {target!r}")
     classes = classes.long().expand(count) if classes.ndim == 0 else classes.long()
     if classes.shape != (count,):
-        raise ConfigError(f"target is one class, or one for each of the {count} images, got {tuple(classes.shape)}")
+        raise ConfigError(
+            f"target is one class, or one for each of {plural(count, 'image')}, got {tuple(classes.shape)}"
+        )
     invalid = classes[(classes < 0) | (classes >= model.num_classes)]
     if len(invalid):
         raise ConfigError(f"target must be a class from 0 to {model.num_classes - 1}, got {int(invalid[0])}")

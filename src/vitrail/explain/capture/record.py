@@ -14,7 +14,7 @@ from typing import Literal, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, UnknownNameError, closest
+from vitrail.errors import ConfigError, UnknownNameError, closest, plural
 from vitrail.explain.capture.groups import token_positions
 from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
@@ -99,16 +99,16 @@ class AttentionRecord:
             if stored + wanted > self.memory_budget:
                 self.steps.clear()
                 raise ConfigError(
-                    f"the weights of {step.name} take {_amount(wanted)} and those of the {count} layers before it "
-                    f"{_amount(stored)}, more than the memory budget of {_amount(self.memory_budget)}; capture fewer "
-                    "layers (layers=...), fewer or smaller images, or a part of each layer (keep=...)"
+                    f"the weights of {step.name} take {_amount(wanted)} and those of {plural(count, 'layer')} before "
+                    f"it {_amount(stored)}, more than the memory budget of {_amount(self.memory_budget)}; capture "
+                    "fewer layers (layers=...), fewer or smaller images, or a part of each layer (keep=...)"
                 )
         self.steps.append(step)
 
     def __repr__(self) -> str:
         """List the captured layers with the shape of their weights and the kind of their layout."""
         lines = [f"  {step.name}: {tuple(step.weights.shape)}, {step.layout.kind}" for step in self.steps]
-        return "\n".join([f"AttentionRecord of {len(self.steps)} layers", *lines])
+        return "\n".join([f"AttentionRecord of {plural(len(self.steps), 'layer')}", *lines])
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -195,8 +195,8 @@ def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRe
         twice = next((name for name, count in record.reported.items() if count > 1 and _is_in(name, mixer)), None)
         if twice is not None:
             raise ConfigError(
-                f"{twice} reports its mixing weights {record.reported[twice]} times in one forward pass; report them "
-                "once (docs/extend.md, 'A mixer of your own')"
+                f"{twice} reports its mixing weights {plural(record.reported[twice], 'time')} in one forward pass; "
+                "report them once (docs/extend.md, 'A mixer of your own')"
             )
 
 

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from vitrail.errors import plural
 from vitrail.figures.anatomy.canvas import (
     Array,
     View,
@@ -254,7 +255,7 @@ def draw_fusion(weights: Array | None, tokens: Sequence[FeatureMap], views: Sequ
     lines(axes[0, 1], keys, (1, 1), "white", 0.6)
     label(axes[0, 1], f"{view.title}:\n{keys[0]} × {keys[1]} tokens, keys")
     shown = axes[0, 2].imshow(100 * weights, cmap="inferno", vmin=0, aspect="auto", interpolation="nearest")
-    axes[0, 2].set_title(f"attention, mean over {heads} heads\n{h * w} × {keys[0] * keys[1]}", fontsize=9)
+    axes[0, 2].set_title(f"attention, mean over {plural(heads, 'head')}\n{h * w} × {keys[0] * keys[1]}", fontsize=9)
     pair_ticks(axes[0, 2], "spectral token (key)", "image token (query)")
     _show_cells(axes[0, 3], fused.colors, (0, 0))
     label(axes[0, 3], f"fused: {_size(fused)}\n(principal components)")

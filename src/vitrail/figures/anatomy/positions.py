@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vitrail.errors import plural
 from vitrail.figures.anatomy.canvas import INK, Array, blank, label, pair_ticks, star, where
 from vitrail.figures.style import head
 
@@ -57,7 +58,8 @@ def draw_relative_position(layers: Sequence[RelativePositions], note: str) -> Fi
     for part, layer in zip(parts[1:], chosen, strict=True):
         _draw_tables(part, layer)
     rows = (2 * wh - 1) * (2 * ww - 1)
-    title = f"Relative positions in windows of {wh} × {ww}: {rows} learned numbers a head for {(wh * ww) ** 2} pairs"
+    pairs = plural((wh * ww) ** 2, "pair")
+    title = f"Relative positions in windows of {wh} × {ww}: {rows} learned numbers a head for {pairs}"
     return head(figure, title, note)
 
 

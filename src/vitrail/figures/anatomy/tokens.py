@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vitrail.errors import plural
 from vitrail.figures.anatomy.canvas import (
     INK,
     Array,
@@ -128,7 +129,9 @@ def _zeros(patch: PatchGrid, view: View) -> str:
     """Describe the zeros around an image; empty without any."""
     around = [f"+ {_by(patch.padding)} zeros on each side"] if any(patch.padding) else []
     end = [full - 2 * p - s for full, p, s in zip(patch.extent, patch.padding, view.size, strict=True)]
-    after = [f"+ {end[0]} rows, {end[1]} columns of zeros"] if any(value > 0 for value in end) else []
+    after = (
+        [f"+ {plural(end[0], 'row')}, {plural(end[1], 'column')} of zeros"] if any(value > 0 for value in end) else []
+    )
     return f" ({', '.join([*around, *after])})" if around or after else ""
 
 
@@ -146,7 +149,7 @@ def _draw_apart(axis: Any, patch: PatchGrid, view: View) -> None:
     rows, columns = (min(g, _MOST_PULLED_APART) for g in patch.grid)
     axis.imshow(pull_apart(cut(view.pixels, patch)[:rows, :columns]), cmap="gray", vmin=0, vmax=1)
     axis.set_axis_off()
-    count = f"{patch.grid[0]} × {patch.grid[1]} = {patch.grid[0] * patch.grid[1]} patches"
+    count = f"{patch.grid[0]} × {patch.grid[1]} = {plural(patch.grid[0] * patch.grid[1], 'patch')}"
     cropped = "" if (rows, columns) == patch.grid else f" (the first {rows} × {columns} are shown)"
     how = "cut of the stem's feature map, and" if patch.stem else "each"
     axis.set_title(f"{count}{cropped},\n{how} projected to one token by one shared linear map", fontsize=9)
@@ -197,7 +200,7 @@ def _draw_row(axis: Any, patch: PatchGrid, view: View) -> None:
     axis.set_aspect("equal")
     axis.set_axis_off()
     positions = f"; {patch.positions}" if patch.positions else ""
-    axis.set_title(f"the {count + len(patch.prefix)} tokens, read line by line{positions}", fontsize=9)
+    axis.set_title(f"{plural(count + len(patch.prefix), 'token')}, read line by line{positions}", fontsize=9)
 
 
 def _piece(axis: Any, pixels: Array, extent: tuple[float, float, float, float]) -> None:

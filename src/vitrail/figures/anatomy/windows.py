@@ -122,7 +122,7 @@ def _draw_shifted(axis: Any, group: TokenGroups, view: View) -> None:
     _letters(axis, group.region)
     axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
     shift = group.shift
-    label(axis, f"{where(group.name)}: windows shifted by\n{shift[0]} rows, {shift[1]} columns")
+    label(axis, f"{where(group.name)}: windows shifted by\n{plural(shift[0], 'row')}, {plural(shift[1], 'column')}")
 
 
 def _draw_rolled(axis: Any, group: TokenGroups, view: View) -> None:

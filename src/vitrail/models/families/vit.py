@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block
 from vitrail.layers.checkpointing import run_block
@@ -174,7 +174,10 @@ class ViTConfig(LayerSettings):
         if not isinstance(self.token_merging, int):
             object.__setattr__(self, "token_merging", tuple(counts))
             if len(counts) != self.depth:
-                raise ConfigError(f"token_merging has {len(counts)} numbers for {self.depth} blocks; give one a block")
+                raise ConfigError(
+                    f"token_merging has {plural(len(counts), 'number')} for {plural(self.depth, 'block')}; give one "
+                    "each"
+                )
         if not any(counts):
             return
         if self.token_learner is not None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block, BlockOptions
 from vitrail.layers.checkpointing import run_block
@@ -566,7 +566,9 @@ class ViViT(VisionModel):
         if fresh or copied:
             start = f", {len(copied)} start from the attention over space" if copied else ""
             start += ", its output at zero" if copied and zero else ""
-            report.notes.append(f"weights of an image model: {len(fresh)} tensors of time keep fresh weights{start}")
+            report.notes.append(
+                f"weights of an image model: {plural(len(fresh), 'tensor')} of time with fresh weights{start}"
+            )
         return out
 
     def fit_tensor(
@@ -575,12 +577,14 @@ class ViViT(VisionModel):
         """Inflate the kernel of patches, tile the positions of an image, resample those of other sizes."""
         if key == "patch_embed.proj.weight" and value.ndim == 4 and not self.patch_embed.uniform:
             frames, rule = self.config.tubelet_size[0], self.config.inflation
-            return inflate_kernel(value, frames, rule), f"kernel of a patch to {frames} frames, {rule}"
+            return inflate_kernel(value, frames, rule), f"kernel of a patch to {plural(frames, 'frame')}, {rule}"
         if key == "patch_embed.proj.weight" and value.ndim == 4:
             return value[:, :, None], "kernel of a patch for single frames"
         width = self.num_features
         if key == "time_embed" and value.ndim == 3 and value.shape[-1] == width:
-            return resample_time(value, self.grid[0]), f"positions of {value.shape[1]} times to {self.grid[0]}, linear"
+            return resample_time(
+                value, self.grid[0]
+            ), f"positions of {plural(value.shape[1], 'time')} to {self.grid[0]}, linear"
         if key == "temporal.pos_embed" and self.temporal is not None and value.ndim == 3 and value.shape[-1] == width:
             prefix = self.temporal.num_prefix
             how = f"positions of {value.shape[1] - prefix} slices to {self.grid[0]}, linear"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.schema import TrainerConfig
-from vitrail.errors import RunError
+from vitrail.errors import RunError, plural
 from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.module import seed_from
@@ -66,7 +66,7 @@ def find_learning_rate(
             del trial
             chosen = _choose(rates, losses)
             if chosen is not None:
-                span = f"{len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
+                span = f"{plural(len(rates), 'step')} at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
                 reason = f"half-way between where the loss fell fastest and where it was lowest in {span}"
                 if gathered > 1:
                     reason += (
