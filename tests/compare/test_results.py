@@ -233,7 +233,7 @@ def test_variants_that_guess_are_named(place):
 @pytest.mark.slow
 def test_the_page_is_whole_and_says_where_its_figures_come_from(place):
     suite = load_suite(place(seeds=2, title="Is <wide> better?", about="About & so on"))
-    runs = _carry_out(suite, {"wide": 4.0}, images=100)
+    runs = _carry_out(suite, {"wide": 4.0}, images=100, whole=True)
     folder = write_suite(suite, runs, tabulate(suite, runs), [])
     page = write_suite_report(folder, load_recipe).read_text()
     assert "Is &lt;wide&gt; better?" in page
