@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
+# Modules and tests are compiled once, whatever the environment says, and not in each process of each run.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-slow test-peers lint type format bench catalogue glossary docs clean
 
