@@ -16,11 +16,24 @@ def _blank(figure, targets, dpi, tight=False):
             Image.new("L", (width, height)).save(target, "PNG")
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(request, monkeypatch):
-    """Drawing takes most of a report's time; a test that is marked ``drawn`` has the real ones."""
-    if request.node.get_closest_marker("drawn") is None:
-        import sklearn.manifold
+@pytest.fixture(autouse=True, scope="module")
+def _undrawn():
+    """Drawing takes most of a report's time: neither fixtures nor tests draw; gives the real functions."""
+    import sklearn.manifold
 
-        monkeypatch.setattr("vitrail.figures.write.save_figure", _blank)
-        monkeypatch.setattr("sklearn.manifold.TSNE", functools.partial(sklearn.manifold.TSNE, max_iter=250))
+    from vitrail.figures import write
+
+    real = write.save_figure, sklearn.manifold.TSNE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "save_figure", _blank)
+        patch.setattr(sklearn.manifold, "TSNE", functools.partial(sklearn.manifold.TSNE, max_iter=250))
+        yield real
+
+
+@pytest.fixture(autouse=True)
+def _drawn(request, monkeypatch, _undrawn):
+    """A test that is marked ``drawn`` has the real functions."""
+    if request.node.get_closest_marker("drawn"):
+        save_figure, tsne = _undrawn
+        monkeypatch.setattr("vitrail.figures.write.save_figure", save_figure)
+        monkeypatch.setattr("sklearn.manifold.TSNE", tsne)

@@ -3,6 +3,7 @@ import functools
 import pytest
 import yaml
 
+from tests.undrawn import _drawn as _drawn
 from tests.undrawn import _undrawn as _undrawn
 from vitrail.evaluate import statistics
 
