@@ -112,7 +112,8 @@ def _measured_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(efficiency, "count_multiply_adds", count_multiply_adds)
         patch.setattr(run, "measure_efficiency", functools.partial(run.measure_efficiency, batch_size=4, seconds=0.0))
-        patch.setattr(efficiency, "latency", functools.partial(efficiency.latency, passes=10))
+        patch.setattr(efficiency, "latency", functools.partial(efficiency.latency, passes=2))
+        patch.setattr(efficiency, "_ROUNDS", 1)
         patch.setattr(start_run, "describe_copies", describe_copies)
         patch.setattr(environment, "_code", functools.cache(environment._code))
         patch.setattr(environment, "_checkout", functools.cache(environment._checkout))

@@ -111,7 +111,7 @@ def test_other_verbs_take_the_new_place(trained, moved, capsys):
     _rename(moved / "there")
     run, other = moved / "r", ["--data.path", moved / "there"]
     for folder, words in ((trained / "r", []), (run, other)):
-        _do(capsys, "explain", folder, *words, "--number", "6", "--out", moved / f"e_{folder.parent.name}")
+        _do(capsys, "explain", folder, *words, "--number", "2", "--out", moved / f"e_{folder.parent.name}")
         _do(capsys, "features", folder, *words, "--layout", "pca", "--out", moved / f"f_{folder.parent.name}")
     explained = [json.loads((moved / f"e_{p.name}" / "explanations.json").read_text()) for p in (trained, moved)]
     one, two = ([(image["true"], image["probability"]) for image in content["images"]] for content in explained)

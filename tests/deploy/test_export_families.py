@@ -79,14 +79,14 @@ def images(model, count):
     return {stream.name: torch.rand(count, *stream.shape, generator=generator) for stream in model.model.streams}
 
 
-def check(model, outputs, batch):
-    """Outputs are those of the run: logits, embedding and a rollout for each stream.
+def check(model, outputs, batch, include=("embedding", "heatmap")):
+    """Outputs are those of the run: logits, embedding and a rollout for each stream, where it is included.
 
     The rollout of the run comes after the trace, which must leave no tensors without values behind in caches.
     """
     logits, embedding = model.classify(batch)
     wanted = {"logits": logits, "probabilities": logits.softmax(1), "embedding": embedding}
-    if not lacks_rollout(model.model):
+    if "heatmap" in include and not lacks_rollout(model.model):
         maps = {name: own.map for name, own in explain(model, batch, "rollout").items()}
         assert {type(own) for own in maps.values()} == {torch.Tensor}
         wanted |= {"heatmap_spectral" if name == "spectral" else "heatmap": own for name, own in maps.items()}
