@@ -199,7 +199,7 @@ def test_many_clips_have_fewer_thumbnails_each(tmp_path, monkeypatch, altogether
     still = np.zeros((1, 8, 8), dtype=np.uint8)
     monkeypatch.setattr(
         "vitrail.data.video.scan.each_frame_checked",
-        lambda index, color: ((time, torch.from_numpy(still), False) for time in frames),
+        lambda index, color: ((time, torch.from_numpy(still).clone, False) for time in frames),
     )
     found = scan_clips(source, range(5))[0]
     assert len(found.small) == each

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vitrail.data.candidate_pairs import ORIENTATIONS, orient
+from vitrail.data.video import copies
 from vitrail.data.video.copies import find_clip_copies
 from vitrail.data.video.scan import ScannedClip
 
@@ -148,3 +149,41 @@ def test_clips_without_contrast_are_compared_with_nothing(level):
 def test_no_frames_at_all():
     nothing = ScannedClip(np.zeros(0), np.zeros((0, 32, 32), dtype=np.uint8), 1.0, 1.0, "damaged")
     assert find_clip_copies([nothing, nothing]).copies == []
+
+
+def _mixed(seed, scenes, number=12):
+    """Clips of a few scenes, a part of them with copies."""
+    rng = np.random.default_rng(seed)
+    clips = []
+    for i in range(number):
+        frames = footage(
+            1000 * seed + int(rng.integers(scenes)), int(rng.integers(40)), frames=int(rng.integers(12, 24))
+        )
+        clips.append(clip(frames, seed=i))
+        if rng.random() < 0.4:
+            clips.append(list(CHANGES.values())[int(rng.integers(4))](frames))
+    return [clips[i] for i in rng.permutation(len(clips))]
+
+
+@pytest.mark.parametrize(("seed", "scenes"), [(0, 2), (1, 4), (2, 6), (3, 1000)])
+def test_the_search_by_hashes_finds_what_the_comparison_of_all_finds(monkeypatch, seed, scenes):
+    clips = _mixed(seed, scenes)
+    every = copies._propose(clips)
+    found = find_clip_copies(clips, distance=12)
+    assert found.copies
+    monkeypatch.setattr(copies, "_FEW", 0)
+    assert {pair: sorted(own) for pair, own in copies._propose(clips).items()} == {
+        pair: sorted(own) for pair, own in every.items()
+    }
+    assert find_clip_copies(clips, distance=12) == found
+
+
+@pytest.mark.parametrize("few", [0, 4096])
+@pytest.mark.parametrize("seed", range(2))
+def test_of_splits_those_that_differ_are_compared(monkeypatch, seed, few):
+    monkeypatch.setattr(copies, "_FEW", few)
+    frames, other = footage(seed, way=seed), footage(seed + 5, way=seed + 5)
+    clips = [clip(frames), clip(frames, seed=1), clip(other), clip(other, seed=1), clip(frames, seed=2)]
+    found = find_clip_copies(clips, splits=[0, 0, 1, 1, 2])
+    assert {(copy.first, copy.second) for copy in found.copies} == {(0, 4), (1, 4)}
+    assert not find_clip_copies(clips, splits=[0] * 5).copies

@@ -6,10 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.test_clip_audit import _write_frames
+from tests.data.test_clip_copies import footage
 from tests.data.test_near_duplicates import photo, recompressed
+from tests.settings import data_config
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
+from vitrail.train import copies
 from vitrail.train.copies import describe_copies
 
 TINY = ["--model.name", "vit", "--model.img_size", "16", "--model.patch_size", "8", "--model.embed_dim", "8",
@@ -106,3 +110,44 @@ def test_rasters_without_a_known_range_have_thumbnails(tmp_path):
     )
     [line] = describe_copies(open_data(config, (16, 16)), "r.yaml")
     assert line.startswith("2 validation images are copies of training images")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A validation clip is a part of a training clip; one is another played backwards, with the same middle frame."""
+    root = tmp_path_factory.mktemp("clips")
+    for split, first in (("train", 0), ("val", 10), ("test", 20)):
+        for i in range(4):
+            _write_frames(root / split / "ab"[i % 2] / str(i), footage(first + i, first + i, frames=17))
+    _write_frames(root / "val" / "a" / "part", footage(0, 0, frames=17)[7:])
+    _write_frames(root / "val" / "b" / "backwards", footage(1, 1, frames=17)[::-1])
+    return open_data(data_config(source="videos", path=str(root), color="gray"), (4, 16, 16))
+
+
+def test_clips_are_compared_over_time(clips):
+    [line] = describe_copies(clips, "r.yaml")
+    assert line.startswith("1 validation image is a copy of training images (the same")
+
+
+@pytest.mark.parametrize("most", [0, 1, 9])
+def test_clips_for_which_no_time_is_left_are_counted(clips, monkeypatch, most):
+    scan = copies.scan_clips_within
+    decoded = []
+
+    def scan_some(source, rows, seconds):
+        decoded.extend(rows[:most])
+        return scan(source, rows[:most], 60.0)
+
+    monkeypatch.setattr(copies, "scan_clips_within", scan_some)
+    line = describe_copies(clips, "r.yaml")[-1]
+    verb = "is" if most == 1 else "are"
+    assert line.startswith(f"{most} of 14 images {verb} compared to find copies in other splits, as many as 3 s of")
+    # The same share of each split.
+    shares = [len(set(decoded) & set(rows)) / len(rows) for rows in clips.splits.values()]
+    assert max(shares) - min(shares) <= 1 / 4
+
+
+def test_no_clip_is_decoded_when_the_time_is_up(clips, monkeypatch):
+    monkeypatch.setattr(copies, "_SECONDS", -1.0)
+    [line] = describe_copies(clips, "r.yaml")
+    assert line.startswith("0 of 14 images are compared")

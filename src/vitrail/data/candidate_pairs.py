@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,13 @@ _ZOOM = 0.04
 _SIMILAR = 0.8
 # Candidates of an image, at most: the most similar ones. A made copy is the first in 99 % of all cases.
 _MOST_CANDIDATES = 5
-_ROWS, _COLUMNS = 256, 4096
+_ROWS, _COLUMNS, _QUERIES = 256, 4096, 1024
 # The quick search: pieces of the sign hash that are looked up whole, bits of each that may also be inverted (those
 # nearest to 0), bits of 64 in which two hashes may differ, and images of one piece above which it is no use.
 _PIECES, _UNSURE, _DISTANCE, _CROWDED = 4, 2, 10, 500
+# The same of the search by groups, which compares what it finds; matches of an image, in shares of all images, above
+# which a comparison with all takes less time.
+_SIMILAR_DISTANCE, _MANY = 16, 0.2
 
 
 @dataclass(frozen=True)
@@ -88,30 +92,89 @@ def similar_pairs(small: Thumbnails, starts: Integers) -> Iterator[Candidates]:
         small: Gray thumbnails, shape ``(N, 32, 32)``.
         starts: For each row the first row that it is compared with, ascending, shape ``(N,)``.
     """
+    if len(small) >= 2:
+        every = np.arange(len(small))
+        yield from _compared(_described(small), every, every, starts)
+
+
+def pairs_of_groups(small: Thumbnails, starts: Integers, groups: Integers) -> Iterator[Candidates]:
+    """Find the candidates of :func:`similar_pairs` where some images of two groups have a common part of their hash.
+
+    All images of such groups are compared. Groups of which many images share a part are compared with all later images,
+    so that the time grows with the number of images, and with its square where most of them resemble each other.
+
+    Args:
+        small: Gray thumbnails, shape ``(N, 32, 32)``.
+        starts: As for :func:`similar_pairs`.
+        groups: Number of each image's group, ascending, shape ``(N,)``.
+    """
     if len(small) < 2:
         return
     described = _described(small)
-    columns = tuple(waves.flatten(1) for waves in described)
-    for low in range(0, len(small), _ROWS):
-        rows = slice(low, min(low + _ROWS, len(small)))
-        pairings = _pairings(tuple(oriented_descriptors(waves[rows]) for waves in described), columns)
+    whole, inside = (_Index(waves) for waves in described)
+    number = int(groups[-1]) + 1
+    crowded = np.zeros(number, dtype=bool)
+    found = []
+    for low in range(0, len(small), _QUERIES):
+        own = groups[low : low + _QUERIES]
+        views = tuple(oriented_descriptors(waves[low : low + _QUERIES]) for waves in described)
+        for view, index in ((views[0], whole), (views[1], whole), (views[0], inside)):
+            row, column, many = index.find_groups(view)
+            crowded[own[many]] = True
+            ends = np.sort(np.stack([own[row], groups[column]]), axis=0)
+            found.append(np.unique(ends[0] * number + ends[1]))
+    first, second = np.divmod(np.unique(np.concatenate(found)), number)
+    bounds = np.searchsorted(groups, np.arange(number + 1))
+    every = np.arange(len(small))
+    yield from _compared(described, np.flatnonzero(crowded[groups]), every, starts)
+    sparse = ~crowded[first]
+    for group, others in _partners(first[sparse], second[sparse]):
+        rows = every[bounds[group] : bounds[group + 1]]
+        columns = np.concatenate([every[bounds[other] : bounds[other + 1]] for other in others])
+        yield from _compared(described, rows, columns[columns >= starts[rows[0]]], starts)
+
+
+def _partners(first: Integers, second: Integers) -> Iterator[tuple[int, list[int]]]:
+    """Return the second ends of each first end; pairs are sorted."""
+    ends = (np.flatnonzero(np.diff(first, append=-1)) + 1).tolist()
+    for begin, end in itertools.pairwise([0, *ends]):
+        yield int(first[begin]), second[begin:end].tolist()
+
+
+def _compared(
+    described: tuple[Tensor, Tensor], rows: Integers, columns: Integers, starts: Integers
+) -> Iterator[Candidates]:
+    """Compare images with others.
+
+    Args:
+        described: Descriptors of all images.
+        rows: The images, ascending.
+        columns: The others, ascending.
+        starts: As for :func:`similar_pairs`.
+    """
+    for low in range(0, len(rows), _ROWS):
+        own = rows[low : low + _ROWS]
+        views = tuple(oriented_descriptors(waves[torch.from_numpy(own)]) for waves in described)
+        others = columns[np.searchsorted(columns, starts[own[0]]) :]
         hits: list[tuple[Tensor, ...]] = []
-        for left in range(int(starts[low]), len(small), _COLUMNS):
-            part = slice(left, left + _COLUMNS)
+        for left in range(0, len(others), _COLUMNS):
+            part = torch.from_numpy(others[left : left + _COLUMNS])
+            pairings = _pairings(views, tuple(waves[part].flatten(1) for waves in described))
             scores = torch.stack([
-                (view.flatten(0, 1) @ column[part].T).view(len(view), 8, -1).amax(1) for view, column, _ in pairings
+                (view.flatten(0, 1) @ column.T).view(len(view), 8, -1).amax(1) for view, column, _ in pairings
             ]).amax(0)  # fmt: skip
             row, column = (scores > _SIMILAR).nonzero(as_tuple=True)
-            hits.append((row, column + left, scores[row, column]))
+            hits.append((row, part[column], scores[row, column]))
         if not hits:
             continue
         row, column, score = (torch.cat(values) for values in zip(*hits, strict=True))
-        known = column >= torch.from_numpy(starts)[row + low]
+        known = column.numpy() >= starts[own[row.numpy()]]
         row, column, score = row[known], column[known], score[known]
         keep = _most_similar(row.numpy(), score.numpy())
         row, column = row[keep], column[keep]
+        pairings = _pairings(views, tuple(waves.flatten(1) for waves in described))
         orientation, scale = _best(pairings, row, column)
-        yield Candidates((row + low).numpy(), column.numpy(), orientation, scale)
+        yield Candidates(own[row.numpy()], column.numpy(), orientation, scale)
 
 
 def orient_pairs(small: Thumbnails, first: Integers, second: Integers) -> Candidates:
@@ -183,9 +246,32 @@ class _Index:
             views: Descriptors in eight orientations, shape ``(B, 8, 64)``.
         """
         values = views.flatten(0, 1).numpy()
+        lookups = self._look_up(values)
+        for _, _, count in lookups:
+            count[count > _CROWDED] = 0
+        query, row = self._near(values, lookups, _DISTANCE)
+        return query // 8, row, query % 8
+
+    def find_groups(self, views: Tensor) -> tuple[Integers, Integers, Integers]:
+        """Return rows of the query and of the index, of pairs that may be similar, and the queries with too many.
+
+        Args:
+            views: Descriptors in eight orientations, shape ``(B, 8, 64)``.
+        """
+        values = views.flatten(0, 1).numpy()
+        lookups = self._look_up(values)
+        number = np.sum([count for *_, count in lookups], axis=0).reshape(-1, 8).sum(1)
+        # As many as this take the time of a comparison with all.
+        many = number > _MANY * len(self.hashes)
+        for _, _, count in lookups:
+            count[np.repeat(many, 8)] = 0
+        query, row = self._near(values, lookups, _SIMILAR_DISTANCE)
+        return query // 8, row, np.flatnonzero(many)
+
+    def _look_up(self, values: npt.NDArray[np.float32]) -> list[tuple[int, Integers, Integers]]:
+        """Return, for each piece and each of its probes, the piece, the first match of each query and their number."""
         bits = values > 0
-        hashes = _packed(bits)
-        found: list[npt.NDArray[np.int64]] = []
+        found = []
         for piece in range(_PIECES):
             keys = _key(bits[:, piece::_PIECES])
             unsure = np.argsort(np.abs(values[:, piece::_PIECES]), axis=1)[:, :_UNSURE]
@@ -194,14 +280,22 @@ class _Index:
                 probes += [probe ^ (np.int64(1) << unsure[:, column]) for probe in probes]
             for probe in probes:
                 left, right = (np.searchsorted(self.keys[piece], probe, side=side) for side in ("left", "right"))
-                count = np.where(right - left <= _CROWDED, right - left, 0)
-                query = np.repeat(np.arange(len(probe)), count)
-                offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-                row = self.orders[piece][left[query] + offset]
-                near = np.bitwise_count(hashes[query] ^ self.hashes[row]) <= _DISTANCE
-                found.append(query[near] * len(self.hashes) + row[near])
-        query, row = np.divmod(np.unique(np.concatenate(found)), len(self.hashes))
-        return query // 8, row, query % 8
+                found.append((piece, left, right - left))
+        return found
+
+    def _near(
+        self, values: npt.NDArray[np.float32], lookups: list[tuple[int, Integers, Integers]], distance: int
+    ) -> tuple[Integers, Integers]:
+        """Return queries and rows of the index whose hashes differ in few bits, each pair once."""
+        hashes = _packed(values > 0)
+        found: list[npt.NDArray[np.int64]] = []
+        for piece, left, count in lookups:
+            query = np.repeat(np.arange(len(count)), count)
+            offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            row = self.orders[piece][left[query] + offset]
+            near = np.bitwise_count(hashes[query] ^ self.hashes[row]) <= distance
+            found.append(query[near] * len(self.hashes) + row[near])
+        return np.divmod(np.unique(np.concatenate(found)), len(self.hashes))
 
 
 def _key(bits: npt.NDArray[np.bool_]) -> Integers:

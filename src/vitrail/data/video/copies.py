@@ -23,6 +23,7 @@ from vitrail.data.candidate_pairs import (
     orient,
     orient_pairs,
     oriented_descriptors,
+    pairs_of_groups,
     similar_pairs,
 )
 from vitrail.data.near_duplicates import Copy, LookAlike, SearchResult, compare_pairs, describe_copy, with_contrast
@@ -33,6 +34,8 @@ from vitrail.data.video.scan import ScannedClip
 # Frames of a clip that propose pairs: at most, altogether, and at least. Pairs of a clip that are tried, those of most
 # proposals first.
 _PROPOSING, _ALTOGETHER, _LEAST, _PARTNERS = 32, 20_000, 3, 5
+# Frames up to which all pairs are compared, in about a second; of more, those of clips that share parts of hashes.
+_FEW = 4096
 # Orientations of a pair that are tried, frames of a pair that are aligned, and the share of these that must agree.
 _TRIED, _ALIGNED, _AGREEING = 2, 8, 0.75
 # Scale and shift of a frame deviate by so much at most, in sides, from those of the others; mean correlation of detail
@@ -49,7 +52,9 @@ Floats = npt.NDArray[np.floating]
 _Proposal = tuple[int, int, int]
 
 
-def find_clip_copies(clips: Sequence[ScannedClip], distance: int = 8) -> SearchResult:
+def find_clip_copies(
+    clips: Sequence[ScannedClip], distance: int = 8, *, splits: Sequence[int] | None = None
+) -> SearchResult:
     """Find copies among clips: recompressed, scaled, cropped, turned, mirrored, brighter, darker or cut in time.
 
     Copies at another speed or played backwards are not found. Copies of fewer than four thumbnails, and parts of which
@@ -58,6 +63,7 @@ def find_clip_copies(clips: Sequence[ScannedClip], distance: int = 8) -> SearchR
     Args:
         clips: The clips.
         distance: Bits of 64 in which the hashes of frames of unconfirmed look-alikes may differ.
+        splits: Number of each clip's split, ascending; only clips of different splits are compared. All when not given.
 
     Returns:
         Confirmed pairs that connect the clips of each group, and look-alikes with the smallest distance of two of their
@@ -65,7 +71,7 @@ def find_clip_copies(clips: Sequence[ScannedClip], distance: int = 8) -> SearchR
     """
     groups = DisjointSets(range(len(clips)))
     copies, rest = [], []
-    pairs = sorted(_strongest(_propose(clips)).items())
+    pairs = sorted(_strongest(_propose(clips, splits)).items())
     for (first, second), proposals in tqdm(pairs, "comparing", unit="pair", leave=False, disable=None):
         # A group that is connected already needs no further pair.
         if groups.joined(first, second):
@@ -83,7 +89,9 @@ def find_clip_copies(clips: Sequence[ScannedClip], distance: int = 8) -> SearchR
     return SearchResult(copies, sorted(look_alikes, key=lambda pair: (pair.distance, pair.first, pair.second)))
 
 
-def _propose(clips: Sequence[ScannedClip]) -> dict[tuple[int, int], list[_Proposal]]:
+def _propose(
+    clips: Sequence[ScannedClip], splits: Sequence[int] | None = None
+) -> dict[tuple[int, int], list[_Proposal]]:
     """Find pairs of clips with frames that resemble each other."""
     most = min(_PROPOSING, max(_LEAST, _ALTOGETHER // max(1, len(clips))))
     places = []
@@ -96,7 +104,9 @@ def _propose(clips: Sequence[ScannedClip]) -> dict[tuple[int, int], list[_Propos
     small = np.stack([clips[row].small[frame] for row, frame in places])
     rows = np.array([row for row, _ in places])
     found: dict[tuple[int, int], list[_Proposal]] = {}
-    blocks = similar_pairs(small, np.searchsorted(rows, rows, side="right"))
+    apart = rows if splits is None else np.array(splits)[rows]
+    starts = np.searchsorted(apart, apart, side="right")
+    blocks = similar_pairs(small, starts) if len(small) <= _FEW else pairs_of_groups(small, starts, rows)
     for block in tqdm(blocks, "searching", unit="block", leave=False, disable=None):
         for (i, j), turn in zip(block.ends(), block.orientation.tolist(), strict=True):
             (first, frame), (second, other) = places[i], places[j]

@@ -6,6 +6,7 @@ import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,11 +193,12 @@ def _frames_at(
     """
     found: dict[Any, Tensor] = {}
     missing = set(wanted)
+    convert = _converter(color)
     for number, frame in enumerate(frames):
         if checked and not number and not (frame.key_frame and frame.pts is not None and frame.pts <= wanted[0]):
             return {}
         if frame.pts in missing:
-            pixels = _pixels(frame, color)
+            pixels = convert(frame)
             found[frame.pts] = pixels if fit is None else fit(pixels)
             missing.discard(frame.pts)
         if not missing or (frame.pts is not None and frame.pts > wanted[-1]):
@@ -223,21 +225,21 @@ def each_frame(index: VideoIndex, color: str) -> Iterator[tuple[float, Tensor]]:
     Raises:
         DataError: It cannot be decoded to its end.
     """
-    yield from ((time, pixels) for time, pixels, _ in each_frame_checked(index, color))
+    yield from ((time, read()) for time, read, _ in each_frame_checked(index, color))
 
 
-def each_frame_checked(index: VideoIndex, color: str) -> Iterator[tuple[float, Tensor, bool]]:
+def each_frame_checked(index: VideoIndex, color: str) -> Iterator[tuple[float, Callable[[], Tensor], bool]]:
     """Decode all frames like :func:`each_frame`, with the decoder's report of damaged ones.
 
     Returns:
-        Time, frame and whether it is damaged.
+        Time, a function that converts the frame, to call before the next one is decoded, and whether it is damaged.
 
     Raises:
         DataError: It cannot be decoded to its end.
     """
     if index.path.is_dir():
         for shown, file in zip(index.times, index.stamps, strict=True):
-            yield shown, read_image(file, color, convert=True), False
+            yield shown, read_image(file, color, convert=True).clone, False
         return
     av = import_extra("av", "video")
     # Decoders give frames in the order in which they are displayed; stamps of some containers are not in order.
@@ -246,17 +248,29 @@ def each_frame_checked(index: VideoIndex, color: str) -> Iterator[tuple[float, T
         with av.open(str(index.path)) as container:
             stream = _video_stream(index.path, container)
             stream.thread_type = "AUTO"
+            convert = _converter(color)
             for frame in container.decode(stream):
                 if frame.pts is not None and (time := next(times, None)) is not None:
-                    yield time, _pixels(frame, color), frame.is_corrupt
+                    yield time, partial(convert, frame), frame.is_corrupt
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{index.path} cannot be decoded: {_reason(error)}") from error
 
 
-def _pixels(frame: Any, color: str) -> Tensor:
-    array = frame.to_ndarray(format="rgb24" if color == "rgb" else "gray")
-    pixels = torch.from_numpy(np.ascontiguousarray(np.rot90(array, _quarter_turns(frame))))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+def _converter(color: str) -> Callable[[Any], Tensor]:
+    """Make a function from a frame to its pixels ``(C, H, W)``, uint8, for the frames of one pass.
+
+    One reformatter converts all of them: a frame's own starts threads each time, which takes ten times as long.
+    """
+    from av.video.reformatter import VideoReformatter
+
+    reformatter, form = VideoReformatter(), "rgb24" if color == "rgb" else "gray"
+
+    def convert(frame: Any) -> Tensor:
+        array = reformatter.reformat(frame, format=form).to_ndarray()
+        pixels = torch.from_numpy(np.ascontiguousarray(np.rot90(array, _quarter_turns(frame))))
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+    return convert
 
 
 def _video_stream(path: Path, container: Any) -> Any:

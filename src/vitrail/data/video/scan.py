@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -97,19 +98,38 @@ def scan_clips(source: VideoSource, rows: Sequence[int]) -> list[ScannedClip]:
         source: The clips.
         rows: Indices of those to decode.
     """
-    most = min(_MOST, max(_LEAST, _ALTOGETHER // max(1, len(rows))))
+    found = _scan(source, rows, min(_MOST, max(_LEAST, _ALTOGETHER // max(1, len(rows)))), None)
+    return [found[row] for row in rows]
+
+
+def scan_clips_within(source: VideoSource, rows: Sequence[int], seconds: float) -> dict[int, ScannedClip]:
+    """Decode as many clips to their ends as some time allows, with few thumbnails of each.
+
+    Args:
+        source: The clips.
+        rows: Indices of those to decode, in this order.
+        seconds: The time, at the end of which files that are not decoded to their ends are left out.
+
+    Returns:
+        Row -> its clip.
+    """
+    return _scan(source, rows, _LEAST, time.monotonic() + seconds)
+
+
+def _scan(source: VideoSource, rows: Sequence[int], most: int, until: float | None) -> dict[int, ScannedClip]:
     files: dict[Path, list[int]] = {}
     for row in rows:
         files.setdefault(source.video(row).path, []).append(row)
     with ThreadPoolExecutor() as pool:
-        parts = pool.map(lambda own: _scan_file(source, own, most), files.values())
+        parts = pool.map(lambda own: _scan_file(source, own, most, until), files.values())
         shown = tqdm(parts, "decoding", total=len(files), unit="file", leave=False, disable=None)
-        found = dict(pair for part in shown for pair in part)
-    return [found[row] for row in rows]
+        return dict(pair for part in shown for pair in part)
 
 
-def _scan_file(source: VideoSource, rows: Sequence[int], most: int) -> list[tuple[int, ScannedClip]]:
-    """Decode a file once for the clips that are parts of it; return each with its row."""
+def _scan_file(
+    source: VideoSource, rows: Sequence[int], most: int, until: float | None
+) -> list[tuple[int, ScannedClip]]:
+    """Decode a file once for the clips that are parts of it; return each with its row, nothing once the time is up."""
     index = source.video(rows[0])
     times = np.array(index.times)
     timed = len(times) > 1 and has_times(source.config, index.path)
@@ -119,10 +139,12 @@ def _scan_file(source: VideoSource, rows: Sequence[int], most: int) -> list[tupl
     damaged = np.zeros(len(times), dtype=bool)
     decoded, reason = 0, ""
     try:
-        for number, (_, pixels, corrupt) in enumerate(each_frame_checked(index, "gray")):
+        for number, (_, read, corrupt) in enumerate(each_frame_checked(index, "gray")):
+            if until is not None and time.monotonic() > until:
+                return []
             damaged[number] = corrupt
             if number in wanted:
-                small[number] = thumbnail_of_stored(pixels.numpy(), None)
+                small[number] = thumbnail_of_stored(read().numpy(), None)
             decoded = number + 1
     except DataError as error:
         reason = f" ({str(error).removeprefix(f'{index.path} ').removeprefix('cannot be decoded: ')})"

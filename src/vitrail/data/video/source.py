@@ -17,7 +17,6 @@ from torch import Tensor
 from vitrail.config.data import DataConfig
 from vitrail.data.centre_crop import centre_box
 from vitrail.data.images import BANDS, resize_picture
-from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.class_folders import (
     class_of_folder,
     groups_of_rows,
@@ -29,7 +28,6 @@ from vitrail.data.sources.class_folders import (
     splits_of_rows,
 )
 from vitrail.data.sources.encoded import StoredSource
-from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.data.video.counts import index_videos
 from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, read_frames
 from vitrail.data.video.sampling import Position, random_position, view_positions
@@ -235,11 +233,6 @@ class VideoSource(StoredSource):
         """Decode the frames of a clip at their own size, shape ``(C, T, H, W)``, uint8."""
         frames: npt.NDArray[Any] = torch.stack(self._frames(index, self.clip_size[0])[0], dim=1).numpy()
         return frames
-
-    def thumbnails(self) -> Thumbnails:
-        """Return the middle frame of each clip for the search of copies, shape ``(N, 32, 32)``."""
-        found = [to_unit(self._frames(i, 1)[0][0][None]) for i in range(len(self))]
-        return np.concatenate([thumbnails(frame, stretch=False) for frame in found])
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Return height and width of a frame before resizing."""
