@@ -43,7 +43,8 @@ def test_suite(path, size):
     if "families" in path.stem:
         assert max(counts) < 1.1 * min(counts)
     if "time" in path.stem:
-        assert {run.recipe.trainer.max_minutes for run in trained} in ({1.0}, {20.0})
+        (minutes,) = {run.recipe.trainer.max_minutes for run in trained}
+        assert minutes > 0
         assert {run.recipe.model.name for run in trained} == {
             run.recipe.model.name for run in plan(load_suite(path.with_name("families_equal_parameters.yaml"), size))
         }
