@@ -1,3 +1,4 @@
+import copy
 import functools
 import gc
 import os
@@ -84,10 +85,11 @@ def _own_counts(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def _measured_once():
-    """Computed once: copies among the digits, the hash of the code, the cost of a model. Few passes give its speed."""
+    """Computed once: copies among the digits, the hash of the code, cost and speed of a model, by few passes."""
     from vitrail.bench import efficiency
     from vitrail.evaluate import run
     from vitrail.train import environment, start_run
+    from vitrail.train.auto import precision
 
     known = {}
     usual = start_run.describe_copies
@@ -109,9 +111,19 @@ def _measured_once():
             counts[key] = count(model)
         return counts[key]
 
+    speeds = {}
+    measure = functools.partial(run.measure_efficiency, batch_size=4, seconds=0.0)
+
+    def measure_efficiency(trained, memory_of=None):
+        key = f"{trained.model.config} {trained.model} {trained.device} {memory_of is None}"
+        if key not in speeds:
+            speeds[key] = measure(trained, memory_of=memory_of)
+        return copy.deepcopy(speeds[key])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(efficiency, "count_multiply_adds", count_multiply_adds)
-        patch.setattr(run, "measure_efficiency", functools.partial(run.measure_efficiency, batch_size=4, seconds=0.0))
+        patch.setattr(run, "measure_efficiency", measure_efficiency)
+        patch.setattr(precision, "_STEPS", 2)
         patch.setattr(efficiency, "latency", functools.partial(efficiency.latency, passes=2))
         patch.setattr(efficiency, "_ROUNDS", 1)
         patch.setattr(start_run, "describe_copies", describe_copies)
