@@ -221,7 +221,7 @@ def test_measure(run, images, tmp_path, capsys):
     pointing = table[table["measure"] == "pointing"]
     assert (pointing["images"] == 7).all()  # of one image the mask is empty
     (masks / "0.png").unlink()
-    fails(capsys, ["explain", *words, "--masks", masks], 1, "have no mask of the same relative path and stem")
+    fails(capsys, ["explain", *words, "--masks", masks], 1, "has no mask of the same relative path and stem")
     save_image(masks / "0.png", (5, 5), mode="L")
     fails(capsys, ["explain", *words, "--masks", masks], 1, "is 5 x 5 pixels and its image")
 
