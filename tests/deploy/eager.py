@@ -44,7 +44,10 @@ def _patch_engines(patch):
         return EagerEngine(_GRAPHS[int((folder / ENGINES[engine]).read_text())], precision)
 
     _leave_out_memory(patch)
-    patch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
+    module = importlib.import_module("vitrail.deploy.export.export")
+    patch.setattr(module, "trace", lambda graph, *_: graph)
+    # Threads that wait for each other take longer than these models compute.
+    patch.setattr(module, "cores", lambda: 1)
     patch.setattr(candidates, "convert", convert)
     # It is as fast as the run, and no speed is tested.
     patch.setattr(Measured, "slower", "")
