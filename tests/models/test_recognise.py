@@ -114,7 +114,7 @@ def test_variants_are_found_from_shapes_alone(name, settings):
     assert not facts.fits[0].report.resampled
 
 
-@pytest.mark.slow
+@pytest.mark.fast_cases("vnt_tiny", "vn_transformer_32")
 @pytest.mark.parametrize("name", vitrail.list_models())
 def test_every_variant_is_found(name):
     with torch.device("meta"):

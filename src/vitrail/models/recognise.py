@@ -320,21 +320,24 @@ def _try_variants(
     read: Mapping[str, Any],
     found: _Found,
 ) -> None:
-    """Try the variants of the checkpoint's width, those first that differ least from what was read."""
+    """Try the variants of the checkpoint's width, those first that differ least from what was read.
+
+    Models of point clouds have no kernel of the input that shows a width: all variants of theirs are tried.
+    """
     kernels = (found.mapped[key].shape[0] for key in family.build.input_kernels if key in found.mapped)
     width = next(kernels, None)
     tried: list[Any] = []
     fewest: int | None = None
     for count, name, differing, config in sorted(_candidates(family, read), key=lambda item: item[:2]):
         first = family.build.first_width(config)
-        if first not in (width, None) or config in tried:
+        if (None not in (first, width) and first != width) or config in tried:
             continue
         if fewest is not None and count > fewest:
             break
         tried.append(config)
         if _try(search, name, differing, found, {}):
             fewest = count
-    if not tried:
+    if not tried and width is not None:
         search.reasons.append(f"none begins {width} wide")
 
 
