@@ -86,11 +86,11 @@ def pixels(count, seed, chans=3):
     return np.random.default_rng(seed).integers(0, 256, (count, chans, *SIZE)).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def photographs():
-    """A ViT with inputs for photographs and resized pixels, and with a heatmap."""
+@pytest.fixture(scope="module", params=fast_first([["embedding"], ["embedding", "heatmap"]], 1))
+def photographs(request):
+    """A ViT with inputs for photographs and resized pixels; in slow tests also with a heatmap."""
     stored = {"image": StoredPixels(("r", "g", "b"), torch.uint8, (0.0,), (255.0,), "levels", "crop", SIZE)}
-    return convert(trained("vit", VIT), stored, ("embedding", "heatmap"))
+    return convert(trained("vit", VIT), stored, request.param)
 
 
 def quantize_photographs(model, budget):
