@@ -71,6 +71,29 @@ def test_layers_and_transpositions_lose_an_axis():
         np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=0, atol=1e-5)
 
 
+def test_operations_of_another_form_keep_their_axes():
+    """A sum without a constant, and transpositions whose reshapes do not merge the leading axes."""
+    from openvino import Model
+    from openvino import opset13 as operations
+
+    def constant(*values):
+        return operations.constant(np.array(values, dtype=np.int64))
+
+    x = operations.parameter([-1, 4, 5, 6], np.float32)
+    weight = operations.constant(np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32))
+    added = operations.add(operations.matmul(x, weight, False, True), x)
+    heads = operations.reshape(added, constant(0, 4, 5, 2, 3), True)
+    turned = [operations.transpose(added, constant(0, 1, 3, 2)), operations.transpose(heads, constant(0, 1, 3, 2, 4))]
+    one, two = (operations.reshape(operations.relu(node), constant(0, -1), True) for node in turned)
+    model = Model([operations.add(one, two)], [x])
+    wanted = compute(model, 4, 5, 6)
+    rewrite(model)
+    assert [rank(node) for node in kinds(model, "MatMul")] == [3]
+    assert sorted(rank(node) for node in kinds(model, "Transpose")) == [4, 5]
+    for found, own in zip(compute(model, 4, 5, 6), wanted, strict=True):
+        np.testing.assert_allclose(found, own, rtol=0, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "settings"), [("swin", {"depths": (2, 1)}), ("swin", {}), ("maxvit", {})])
 def test_families_with_windows_compute_the_same(family, settings):
