@@ -101,12 +101,14 @@ def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: P
         _WRITERS[engine](program, graph, folder / ENGINES[engine], text)
 
 
+# Operations that OpenVINO 2026.4 computes wrongly: it does not read the dim of a cross product, and where a model has
+# several streams, the same roll gives other values in some of its compilations.
+_FAULTY = (torch.ops.aten.linalg_cross.default, torch.ops.aten.roll.default)
+
+
 def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
     openvino = import_extra("openvino", "export")
-    crosses = torch.ops.aten.linalg_cross.default
-    if any(node.target is crosses for node in program.graph.nodes):  # OpenVINO 2026.4 does not read its dim
-        program = program.run_decompositions(get_decompositions([crosses]))
-    model = openvino.convert_model(program)
+    model = openvino.convert_model(replace_faulty(program))
     model.reshape({index: _openvino_shape(openvino, entry) for index, entry in enumerate(graph.inputs)})
     for port, entry in zip(model.inputs, graph.inputs, strict=True):
         port.get_tensor().set_names({entry.name})
@@ -122,6 +124,12 @@ def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, fa
             operation.set_friendly_name(f"{kind}_{index}")
     # By default weights are compressed to float16, which moves logits by 1e-3.
     openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def replace_faulty(program: ExportedProgram) -> ExportedProgram:
+    """Replace operations that OpenVINO computes wrongly by others that compute the same."""
+    found = [op for op in _FAULTY if any(node.target is op for node in program.graph.nodes)]
+    return program.run_decompositions(get_decompositions(found)) if found else program
 
 
 def _openvino_shape(openvino: Any, entry: GraphInput) -> list[Any]:
