@@ -29,8 +29,8 @@ PAGES = ("vit.md", "swin.md", "maxvit.md", "hvt.md")
 # The thirteenth digit, a 2.
 DIGIT = 12
 # Largest width of a picture in pixels; bytes up to which it is stored without loss, and in its full width.
-WIDTH, SMALLER = 1100, 760
-LOSSLESS = 60_000
+WIDTH, SMALLER = 1100, 680
+LOSSLESS = 40_000
 
 
 def commands(page: str) -> list[str]:
