@@ -24,10 +24,11 @@ from vitrail.deploy.exported import load_exported
 from vitrail.engines import load_export
 from vitrail.engines.load import open_engine
 from vitrail.errors import ConfigError, RunError, ShapeError
+from vitrail.models.registry import list_families
 
 SIZES = [(32, 32), (224, 24), (17, 70), (40, 36)]
-# Positions of other kinds, and overlapping patches, beside all families.
-ANY = CASES | {
+# Positions of other kinds, and overlapping patches, beside all families of images; clips and clouds have no other size.
+ANY = {name: case for name, case in CASES.items() if case[0] in list_families("image")} | {
     "vit, raster order": ("vit", {"pos_embed": "learned1d", "depth": 1}),
     "vit, rope": ("vit", {"pos_embed": "rope"}),
     "vit, sines": ("vit", {"pos_embed": "sincos2d"}),
