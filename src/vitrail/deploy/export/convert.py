@@ -127,8 +127,15 @@ def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, fa
 
 
 def replace_faulty(program: ExportedProgram) -> ExportedProgram:
-    """Replace operations that OpenVINO computes wrongly by others that compute the same."""
-    found = [op for op in _FAULTY if any(node.target is op for node in program.graph.nodes)]
+    """Replace operations that OpenVINO computes wrongly by others that compute the same.
+
+    Rolls of maps of any size remain: their replacement by gathers is not computed for all sizes.
+    """
+    nodes = list(program.graph.nodes)
+    found = [op for op in _FAULTY if any(node.target is op for node in nodes)]
+    rolled = [node.meta["val"].shape[1:] for node in nodes if node.target is torch.ops.aten.roll.default]
+    if not all(isinstance(size, int) for shape in rolled for size in shape):
+        found.remove(torch.ops.aten.roll.default)
     return program.run_decompositions(get_decompositions(found)) if found else program
 
 
