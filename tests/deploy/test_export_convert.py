@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tests.deploy.exporting import skip_without
+from vitrail.deploy.export import convert
 from vitrail.deploy.export.convert import replace_faulty
 
 pytestmark = [skip_without("openvino"), pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")]
@@ -24,23 +25,39 @@ class RolledWindows(nn.Module):
         return crossed.roll((-self.shift[0],), (1,))
 
 
+@pytest.mark.parametrize("any_size", [False, True])
 @pytest.mark.parametrize("shift", [(2, 2), (-1, 3), (0, -4)])
-def test_programs_have_no_faulty_operations_and_equal_outputs(shift):
+def test_programs_have_no_faulty_operations_and_equal_outputs(shift, any_size):
     import openvino
 
     x = torch.randn(3, 6, 7, 3)
     model = RolledWindows(shift)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    sizes = {1: torch.export.Dim("height", min=5, max=99), 2: torch.export.Dim("width", min=5, max=99)}
+    axes = {0: torch.export.Dim("batch", max=64)} | (sizes if any_size else {})
+    program = torch.export.export(model, (x,), dynamic_shapes=(axes,))
     replaced = replace_faulty(program)
     names = {str(node.target) for node in replaced.graph.nodes}
     assert not {name for name in names if "roll" in name or "cross" in name}
     converted = openvino.convert_model(replaced)
     assert "Roll" not in {operation.get_type_name() for operation in converted.get_ops()}
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = openvino.Core().compile_model(converted, "CPU", settings)([x[:2].numpy()])[0]
-    assert np.allclose(found, model(x[:2]).numpy(), atol=1e-6)
+    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for images in (x[:2], torch.randn(1, 9, 5, 3)) if any_size else (x[:2],):
+        assert np.allclose(compiled([images.numpy()])[0], model(images).numpy(), atol=1e-6)
 
 
 def test_programs_without_them_are_kept():
     program = torch.export.export(nn.Linear(3, 4), (torch.zeros(2, 3),))
     assert replace_faulty(program) is program
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_stack_traces_are_left_out_where_torch_has_the_setting(monkeypatch, known):
+    """torch 2.11 has none."""
+    name = "do_not_emit_stack_traces"
+    if known:
+        monkeypatch.setattr(convert.fx_config, name, False, raising=False)
+    else:
+        monkeypatch.delattr(convert.fx_config, name, raising=False)
+    with convert._without_stack_traces():
+        assert getattr(convert.fx_config, name, None) is (True if known else None)
+    assert getattr(convert.fx_config, name, None) is (False if known else None)

@@ -9,7 +9,7 @@ import shutil
 import sysconfig
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,20 @@ def trace(graph: ExportGraph) -> ExportedProgram:
 
 @contextmanager
 def _without_stack_traces() -> Iterator[None]:
-    """To record the Python stack of each operation takes a sixth of the time of an export, and nothing reads it."""
-    before = fx_config.do_not_emit_stack_traces
-    fx_config.do_not_emit_stack_traces = True
+    """To record the Python stack of each operation takes a sixth of the time of an export, and nothing reads it.
+
+    torch 2.11 has no such setting, and records them.
+    """
+    name = "do_not_emit_stack_traces"
+    if not hasattr(fx_config, name):
+        yield
+        return
+    before = getattr(fx_config, name)
+    setattr(fx_config, name, True)
     try:
         yield
     finally:
-        fx_config.do_not_emit_stack_traces = before
+        setattr(fx_config, name, before)
 
 
 def _free_size(graph: ExportGraph, entry: GraphInput, axis: int) -> Any:
@@ -101,9 +108,22 @@ def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: P
         _WRITERS[engine](program, graph, folder / ENGINES[engine], text)
 
 
-# Operations that OpenVINO 2026.4 computes wrongly: it does not read the dim of a cross product, and where a model has
-# several streams, the same roll gives other values in some of its compilations.
-_FAULTY = (torch.ops.aten.linalg_cross.default, torch.ops.aten.roll.default)
+def _joined_slices(x: torch.Tensor, shifts: Sequence[int], dims: Sequence[int]) -> torch.Tensor:
+    """Compute a roll, also of axes of any size."""
+    for shift, dim in zip(shifts, dims, strict=True):
+        size = x.shape[dim]
+        # The remainder of a division by size; OpenVINO converts no remainder of sizes.
+        first = size - shift - (size - shift) // size * size
+        x = torch.cat([x.narrow(dim, first, size - first), x.narrow(dim, 0, first)], dim)
+    return x
+
+
+# Operations that OpenVINO 2026.4 computes wrongly, and what computes the same: it does not read the dim of a cross
+# product, and where a model has several streams, the same roll gives other values in some of its compilations.
+_FAULTY = {
+    **get_decompositions([torch.ops.aten.linalg_cross.default]),
+    torch.ops.aten.roll.default: _joined_slices,
+}
 
 
 def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
@@ -127,16 +147,9 @@ def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, fa
 
 
 def replace_faulty(program: ExportedProgram) -> ExportedProgram:
-    """Replace operations that OpenVINO computes wrongly by others that compute the same.
-
-    Rolls of maps of any size remain: their replacement by gathers is not computed for all sizes.
-    """
-    nodes = list(program.graph.nodes)
-    found = [op for op in _FAULTY if any(node.target is op for node in nodes)]
-    rolled = [node.meta["val"].shape[1:] for node in nodes if node.target is torch.ops.aten.roll.default]
-    if not all(isinstance(size, int) for shape in rolled for size in shape):
-        found.remove(torch.ops.aten.roll.default)
-    return program.run_decompositions(get_decompositions(found)) if found else program
+    """Replace operations that OpenVINO computes wrongly by others that compute the same."""
+    faulty = any(node.target in _FAULTY for node in program.graph.nodes)
+    return program.run_decompositions(dict(_FAULTY)) if faulty else program
 
 
 def _openvino_shape(openvino: Any, entry: GraphInput) -> list[Any]:
