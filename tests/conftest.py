@@ -21,7 +21,9 @@ def pytest_collection(session):
     import torch
 
     from tests.peers import define_missing_operators
+    from vitrail.extras import send_no_usage_reports
 
+    send_no_usage_reports()
     # Importing the tests makes millions of objects that stay; to look through them again and again takes seconds.
     gc.disable()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -5,8 +5,31 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 from vitrail.errors import VitrailError
+
+# Packages that report each import and each conversion to a service for statistics unless their user has declined.
+_REPORTING = ("openvino", "nncf")
+
+
+def send_no_usage_reports() -> None:
+    """Let OpenVINO and NNCF send reports of their use only if their user has agreed to it (``opt_in_out --opt_in``).
+
+    They ask nobody: without an answer they send, each time by a process of its own. Call this before they are imported.
+    """
+    if importlib.util.find_spec("openvino_telemetry") is None:
+        return
+    checks = importlib.import_module("openvino_telemetry.utils.opt_in_checker")
+    known = checks.OptInChecker.check
+    if known.__module__ == __name__:
+        return
+
+    def check(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = known(self, *args, **kwargs)
+        return answer if answer is checks.ConsentCheckResult.ACCEPTED else checks.ConsentCheckResult.DECLINED
+
+    checks.OptInChecker.check = check
 
 
 def import_extra(package: str, extra: str) -> ModuleType:
@@ -20,6 +43,8 @@ def import_extra(package: str, extra: str) -> ModuleType:
         VitrailError: It is not installed (the message says what to install), or its import fails.
     """
     root = package.partition(".")[0]
+    if root in _REPORTING:
+        send_no_usage_reports()
     if importlib.util.find_spec(root) is None:
         raise VitrailError(f"{root} is not installed; install it with `pip install 'vitrail[{extra}]'`")
     try:

@@ -138,6 +138,8 @@ def test_a_loader_without_files_leaves_no_traceback(monkeypatch, capfd):
         return original(*arguments)
 
     monkeypatch.setattr(multiprocessing, "Queue", queue)
+    # The worker that was started waits this many seconds for work before it sees that there is none.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     with pytest.raises(RunError, match="too many files are open"):
         list(_UnitLoader(_Faulty(lambda: torch.zeros(3)), num_workers=2, worker_init_fn=start_worker))
     gc.collect()

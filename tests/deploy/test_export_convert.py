@@ -25,6 +25,7 @@ class RolledWindows(nn.Module):
         return crossed.roll((-self.shift[0],), (1,))
 
 
+@pytest.mark.fast_cases("shift1-True")
 @pytest.mark.parametrize("any_size", [False, True])
 @pytest.mark.parametrize("shift", [(2, 2), (-1, 3), (0, -4)])
 def test_programs_have_no_faulty_operations_and_equal_outputs(shift, any_size):
