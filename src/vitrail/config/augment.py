@@ -6,8 +6,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
+from vitrail.config.typed import field_hints
 from vitrail.errors import ConfigError, closest, did_you_mean
 
 Padding = Literal["zeros", "border", "reflection"]
@@ -125,7 +126,7 @@ def _checked(name: str, value: Any) -> Any:
     place = f"data.augmentation.{name}"
     low, high = _RANGES.get(name, (0, 1))
     if isinstance(default, str):
-        choices = get_args(get_type_hints(AugmentSettings)[name])
+        choices = get_args(field_hints(AugmentSettings)[name])
         if value not in choices:
             raise ConfigError(
                 f"{place} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(str(value), choices)}"

@@ -136,7 +136,9 @@ def _with_pages(path: File, look: Callable[[TiffFile], Result]) -> Result:
     import tifffile
 
     # tifffile also logs the error that it raises, which would be a second message about one fault.
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("tifffile")
+    if logger.level != logging.CRITICAL:  # setting it takes longer than opening a small file
+        logger.setLevel(logging.CRITICAL)
     if isinstance(path, Path) and is_lfs_pointer(path):
         raise PointerError(path)
     try:
