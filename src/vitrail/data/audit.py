@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from vitrail.data.no_data import fill_no_data
 from vitrail.data.perceptual_hash import DisjointSets, connected_components
 from vitrail.data.sources.base import unwrap_source
 from vitrail.data.sources.opening import accepts_setting, first_stream
+from vitrail.data.threads import map_in_threads
 from vitrail.data.video.copies import find_clip_copies
 from vitrail.data.video.scan import ClipFacts, clip_facts, scan_clips
 from vitrail.data.video.source import VideoSource
@@ -190,8 +190,7 @@ def audit(
     files = unwrap_source(source)
     clips = dict(zip(rows, scan_clips(files, rows), strict=True)) if isinstance(files, VideoSource) else {}
     looks = _read_pixel_facts(data, [row for row in rows if row not in clips or not clips[row].fault])
-    with ThreadPoolExecutor() as pool:
-        sizes = Counter(pool.map(source.original_size, rows))
+    sizes = Counter(map_in_threads(source.original_size, rows))
 
     def described(members: Sequence[int]) -> dict[str, Any]:
         return {
@@ -262,8 +261,7 @@ def _duplicates(
     search: Callable[[list[int]], SearchResult],
 ) -> tuple[list[tuple[str, list[int], tuple[str, ...]]], list[tuple[tuple[int, int], int]]]:
     """Find groups (kind, rows, relations) and look-alikes (rows, distance); near groups include exact copies."""
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(data.source.digest, rows))
+    digests = map_in_threads(data.source.digest, rows)
     copies: dict[bytes, list[int]] = {}
     for index, digest in enumerate(digests):
         copies.setdefault(digest, []).append(index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from vitrail.data.classes import Numbering
 from vitrail.data.stored_values import StreamValues
+from vitrail.data.threads import map_in_threads
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.errors import DataError
 
@@ -191,10 +191,7 @@ class ImageSource(ABC):
     def digests(self) -> list[bytes]:
         """Return the digest of each image, computed once, independent of names."""
         if self._digests is None:
-            parts = [range(i, min(i + _TOGETHER, len(self))) for i in range(0, len(self), _TOGETHER)]
-            with ThreadPoolExecutor() as pool:
-                found = pool.map(lambda rows: [self.digest(i) for i in rows], parts)
-                self._digests = [digest for part in found for digest in part]
+            self._digests = list(map_in_threads(self.digest, range(len(self))))
         return self._digests
 
 

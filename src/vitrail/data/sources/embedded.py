@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from vitrail.data.sources.columns import are_splits, describe_unused, find_colum
 from vitrail.data.sources.encoded import EncodedSource
 from vitrail.data.sources.table_file import Cell, cells_of, column_problem
 from vitrail.data.stored_values import Survey, Surveys
+from vitrail.data.threads import map_in_threads
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError, count_of, did_you_mean, plural
 
@@ -154,10 +154,7 @@ class EmbeddedSource(EncodedSource):
         # Images whose values become floats (they have pixels without data, or a stated range).
         floats: dict[int, Tensor] = {}
 
-        def decode(rows: range) -> list[tuple[int, Survey | int]]:
-            return [(row, own) for row in rows if (own := decode_one(row)) is not None]
-
-        def decode_one(row: int) -> Survey | int | None:
+        def decode(row: int) -> Survey | int | None:
             try:
                 if self._decoded is None:
                     own, small[row] = self.reader.survey_picture(self._content(row), keys[row])
@@ -172,10 +169,9 @@ class EmbeddedSource(EncodedSource):
                 floats[row] = image
             return own
 
-        with ThreadPoolExecutor() as pool:
-            for part in pool.map(decode, [range(i, min(i + 256, len(keys))) for i in range(0, len(keys), 256)]):
-                for row, own in part:
-                    seen.add(row, keys[row], own)
+        for row, own in enumerate(map_in_threads(decode, range(len(keys)))):
+            if own is not None:
+                seen.add(row, keys[row], own)
         faults.sort(key=lambda item: item[0])
         other_bands = [(keys[row], error) for row, error in faults if isinstance(error, BandError)]
         unreadable = [(row, error) for row, error in faults if not isinstance(error, BandError)]

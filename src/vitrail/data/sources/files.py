@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from vitrail.data.image_errors import (
 from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.encoded import EncodedSource
 from vitrail.data.stored_values import Survey, Surveys
+from vitrail.data.threads import map_in_threads
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError, plural
 
@@ -144,14 +144,13 @@ class FileSource(EncodedSource):
             except DataError as error:
                 return error
 
-        with ThreadPoolExecutor() as pool:
-            for (i, name, file), found in zip(work, pool.map(survey, work), strict=True):
-                if isinstance(found, DataError):
-                    faults.append((i, file, found))
-                else:
-                    seen[name].add(i, str(file), found[0])
-                    if name == "image":
-                        small[i] = found[1]
+        for (i, name, file), found in zip(work, map_in_threads(survey, work), strict=True):
+            if isinstance(found, DataError):
+                faults.append((i, file, found))
+            else:
+                seen[name].add(i, str(file), found[0])
+                if name == "image":
+                    small[i] = found[1]
         # Images that only band names could convert are excluded like unreadable ones.
         leave = skip and sum(_is_band_count(error) for *_, error in faults) < len(files["image"])
         unreadable = [

@@ -7,11 +7,11 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, chain, groupby, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.threads import map_in_threads
 from vitrail.data.video.decode import VideoIndex, index_video
 from vitrail.errors import DataError
 from vitrail.files import cache_folder, write_cached
@@ -48,8 +48,7 @@ def index_videos(paths: Sequence[Path], folder_rate: float | None = None) -> dic
         known = cached[path.parent].find(path, states[path]) if path in states else None
         return _index_or_reason(path, folder_rate) if known is None else known
 
-    with ThreadPoolExecutor() as pool:
-        found = dict(zip(paths, pool.map(index_one, paths), strict=True))
+    found = dict(zip(paths, map_in_threads(index_one, paths), strict=True))
     for folder, own in by_folder.items():
         indices = ((path, found[path]) for path in own)
         cached[folder].add({path: (states[path], index) for path, index in indices if isinstance(index, VideoIndex)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from vitrail.data.threads import map_in_threads
 from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored
 from vitrail.data.video.decode import each_frame_checked
 from vitrail.data.video.source import VideoSource, has_times
@@ -120,10 +120,9 @@ def _scan(source: VideoSource, rows: Sequence[int], most: int, until: float | No
     files: dict[Path, list[int]] = {}
     for row in rows:
         files.setdefault(source.video(row).path, []).append(row)
-    with ThreadPoolExecutor() as pool:
-        parts = pool.map(lambda own: _scan_file(source, own, most, until), files.values())
-        shown = tqdm(parts, "decoding", total=len(files), unit="file", leave=False, disable=None)
-        return dict(pair for part in shown for pair in part)
+    parts = map_in_threads(lambda own: _scan_file(source, own, most, until), list(files.values()))
+    shown = tqdm(parts, "decoding", total=len(files), unit="file", leave=False, disable=None)
+    return dict(pair for part in shown for pair in part)
 
 
 def _scan_file(
