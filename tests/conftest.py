@@ -88,7 +88,7 @@ def _own_counts(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="session")
 def _measured_once():
     """Computed once: copies among the digits, the hash of the code, cost and speed of a model, by few passes."""
-    from vitrail.bench import efficiency
+    from vitrail.bench import efficiency, side_by_side
     from vitrail.evaluate import run
     from vitrail.train import environment, start_run
     from vitrail.train.auto import precision
@@ -128,6 +128,8 @@ def _measured_once():
         patch.setattr(precision, "_STEPS", 2)
         patch.setattr(efficiency, "latency", functools.partial(efficiency.latency, passes=2))
         patch.setattr(efficiency, "_ROUNDS", 1)
+        alternate = side_by_side.alternate
+        patch.setattr(side_by_side, "alternate", lambda steps, device, rounds, _: alternate(steps, device, rounds, 0.0))
         patch.setattr(start_run, "describe_copies", describe_copies)
         patch.setattr(environment, "_code", functools.cache(environment._code))
         patch.setattr(environment, "_checkout", functools.cache(environment._checkout))

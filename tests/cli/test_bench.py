@@ -66,6 +66,7 @@ def test_json_and_memory(capsys):
     assert row["memory_peak_mb"] is None or row["memory_peak_mb"] > 50
 
 
+@pytest.mark.slow
 def test_two_streams(capsys):
     code, out, _ = run(capsys, "hvt", *TWO_STREAMS, *QUICK, "--mode", "train")
     assert code == 0

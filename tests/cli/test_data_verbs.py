@@ -23,6 +23,7 @@ def photos(tmp_path):
     return make_folder(tmp_path / "photos", per_class=6)
 
 
+@pytest.mark.slow
 def test_stats_are_printed_written_and_trained_with(photos, tmp_path, capsys):
     data = ["--data.source", "folder", "--data.path", str(photos)]
     out = tmp_path / "stats.json"
@@ -129,6 +130,7 @@ def test_wrong_words(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_turned_copies_are_kept_together_by_the_printed_commands(tmp_path, capsys, monkeypatch):
     """Originals and copies of them, turned or mirrored and recompressed, each in a folder of its own."""
     rng = np.random.default_rng(7)

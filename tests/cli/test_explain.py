@@ -44,6 +44,7 @@ def _content(out):
     return json.loads((out / "explanations.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_is_written_is_what_the_library_says(run, images, tmp_path, capsys):
     out, file = tmp_path / "out", sorted((images / "val" / "light").iterdir())[0]
     _explain(run, file, "--method", "rollout", "probe_signed", "--out", out, "--set", "rollout.head_fusion=max",
@@ -75,6 +76,7 @@ def test_what_is_written_is_what_the_library_says(run, images, tmp_path, capsys)
         assert panel.width > 2 * panel.height
 
 
+@pytest.mark.slow
 def test_batches_and_names(run, images, tmp_path):
     """Small batches give the same; two images of the same name are kept apart."""
     for size in (1, 3):

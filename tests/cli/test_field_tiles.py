@@ -52,6 +52,7 @@ def _do(capsys, *words, code=0):
     return capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_rows_of_a_crop_are_no_duplicates(tiles, capsys):
     output = _do(capsys, "data", "audit", *tiles).out
     assert re.search(r"near duplicates\s+0\b", output)
@@ -122,6 +123,7 @@ def test_tiles_that_are_missing_or_lack_a_band_are_left_out_where_asked(tiles, t
     assert re.search(r"(?m)^all +\d+", _do(capsys, "data", "split", *tiles, "--data.errors.on_unreadable", "skip").out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("run_tiles")
 def test_predict_goes_on_without_a_tile_of_other_bands(capsys):
     tifffile.imwrite("tiles/tile_017.tif", tifffile.imread("tiles/tile_017.tif")[:4])
@@ -174,6 +176,7 @@ def test_images_that_nothing_changes_are_shown_as_such(tiles, capsys):
     assert "nothing changes them" not in output
 
 
+@pytest.mark.slow
 def test_an_epoch_that_leaves_out_many_images_is_printed(tiles, capsys):
     at = TINY.index("--data.batch_size") + 1
     words = [*tiles, *TINY[:at], "24", *TINY[at + 1 :]]

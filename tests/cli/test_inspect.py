@@ -60,6 +60,7 @@ def test_height_and_width_and_nested_settings(capsys):
     assert rows["token_learners.0"][0] == "1 x 3 x 768"
 
 
+@pytest.mark.slow
 def test_two_streams(capsys):
     argv = [
         "hvt",

@@ -188,7 +188,7 @@ def test_works_or_is_refused_in_one_line(place, command, monkeypatch):
     assert end in lines[0]
 
 
-@pytest.mark.fast_cases("video")
+@pytest.mark.slow
 def test_methods_explain_or_state_the_reason(place, monkeypatch):
     from vitrail.explain.methods.registry import METHODS
     from vitrail.runs import load_trained

@@ -170,6 +170,7 @@ def test_a_part_of_the_images_does_not_speak_for_all(trained, moved, capsys):
     assert _metrics(moved / "r")["images"] == _metrics(trained / "r")["images"]
 
 
+@pytest.mark.slow
 def test_copies_that_were_written_anew_are_not_known_and_hinted_at(moved, capsys):
     for file in (moved / "there").rglob("*.*"):
         with Image.open(file) as image:
@@ -221,6 +222,7 @@ def test_a_run_goes_on_with_images_that_moved_as_if_they_had_not(trained, moved,
     assert re.search(r"\(80 images then, 79 now\).*--data\.path", output)
 
 
+@pytest.mark.slow
 def test_files_that_were_trained_on_are_counted(moved, capsys):
     output = _do(capsys, "predict", moved / "r", moved / "there", "--out", moved / "p.csv")
     assert re.search(r"of 80 images \d+ were trained on and \d+ were used to choose the best epoch: what", output)

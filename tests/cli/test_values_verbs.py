@@ -95,6 +95,7 @@ def typed(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_range_that_its_type_decided(typed, tmp_path, capsys):
     run = typed / "run"
     card = json.loads((run / "model.json").read_text())

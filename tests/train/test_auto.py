@@ -237,6 +237,7 @@ def test_sizes_grow_in_equal_parts():
             ProgressiveSize(sizes, (160, 160), epochs)
 
 
+@pytest.mark.slow
 def test_training_sees_the_small_images_and_validation_the_large(tmp_path, monkeypatch):
     seen = []
     original = ClassificationTask.forward

@@ -60,6 +60,7 @@ def place(root, monkeypatch):
     return root
 
 
+@pytest.mark.slow
 def test_pretraining_measures_the_features_of_clips(place):
     columns = (place / "pretrained" / "metrics.csv").read_text().splitlines()
     row = dict(zip(columns[0].split(","), columns[-1].split(","), strict=True))
@@ -89,6 +90,7 @@ def test_training_starts_from_it_and_evaluation_averages_views(place, capsys):
     assert "averages the logits of 2 x 3 clips" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_clips_grow_in_height_and_width(place):
     words = ["train", *DATA, *MODEL, *FAST, "--trainer.progressive_sizes", "[8]", "--run.dir", "grown"]
     words[words.index("--trainer.max_epochs") + 1] = "2"

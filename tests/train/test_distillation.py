@@ -63,6 +63,7 @@ def exported(teacher):
         yield out
 
 
+@pytest.mark.slow
 def test_an_export(images, teacher, exported, tmp_path, capsys):
     run = tmp_path / "student"
     assert main(_distill(images, exported, run)) == 0

@@ -211,6 +211,7 @@ def test_images_set_apart_are_not_taken_in_unseen(tmp_path):
         pretrain(recipe(tmp_path / "x", "mae", data__source="unlabelled", data__path=str(root)))
 
 
+@pytest.mark.slow
 def test_labels_left_out_are_trained_on_and_not_judged_by(tmp_path, monkeypatch):
     seen, known = [], []
     step = PretrainModule.training_step
@@ -324,6 +325,7 @@ def test_what_is_auto_is_found_once(tmp_path, unlabelled):
     assert yaml.safe_load(again.recipe.read_text())["trainer"]["learning_rate"] == settled["trainer"]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_several_labels_are_not_judged_by(tmp_path):
     rng = np.random.default_rng(0)
     lines = ["path,label"]

@@ -323,6 +323,7 @@ def test_accumulated_steps_are_one_large_batch(tmp_path):
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "features", [{"amx_bf16": True}, *(pytest.param(f, marks=pytest.mark.slow) for f in ({}, {"avx512_bf16": True}))]
 )

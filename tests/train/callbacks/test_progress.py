@@ -74,6 +74,7 @@ def test_a_log_has_a_line_an_epoch(tmp_path, capsys, verb, changes):
     assert " left" not in err.split("epoch 2/2")[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_says_after_which_epoch(tmp_path, capsys):
     trained = 1
     run = train(recipe(tmp_path / "x", trainer__max_epochs=trained))
