@@ -14,16 +14,19 @@ import torch
 
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import FORMATS, make_run, missing, needs_openvino, record
+from tests.deploy.exporting import FORMATS, make_run, missing, needs_openvino, record, skip_without
 from vitrail.cli.evaluate import _listing
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.images import read_image
 from vitrail.data.sources.opening import SOURCES, first_stream
+from vitrail.deploy.export.quantize import QuantizeSettings, Scheme, quantize_onnx
+from vitrail.deploy.export.scope import names_outside_onnx
 from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import Export, load_export
 from vitrail.engines.load import ENGINES, sealed
+from vitrail.engines.onnx import OnnxEngine
 from vitrail.errors import RunError, ShapeError
 from vitrail.models.modality import MODALITIES
 from vitrail.runs import load_trained
@@ -124,6 +127,38 @@ def test_no_file_holds_paths_of_this_machine(exported, run, engine):
     for file in (exported(engine) / "1").iterdir():
         content = file.read_bytes()
         assert not [path for path in paths if path.encode() in content], file.name
+
+
+@skip_without("onnx", "nncf")
+def test_an_onnx_model_is_quantised_but_for_preprocessing_and_heatmap(exported, run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    file = exported("onnx") / "1" / ENGINES["onnx"]
+    original, model = onnx.load(file), load_trained(run).model
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 3, 16, 16)).astype(np.uint8)
+    images = {"image": pixels, "image_resized": pixels}
+    made = quantize_onnx(original, images, images, Scheme(0.95), QuantizeSettings(threads=1))
+    onnx.save_model(made, tmp_path / "int8.onnx")
+    plain, quantised = OnnxEngine(file, "fp32", 1), OnnxEngine(tmp_path / "int8.onnx", "int8", 1)
+    layers = sum(isinstance(part, torch.nn.Linear | torch.nn.Conv2d) for part in model.modules())
+    assert plain.operations().get("int8", 0) == 0
+    assert quantised.operations()["int8"] >= layers - 2  # not the fused ones of attention, nor the first convolution
+    # What does not depend on a layer is the same.
+    names = set(names_outside_onnx(original))
+    quantisers = [node for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    outside = {output for node in made.graph.node if node.name in names for output in node.output}
+    users = {name: [node.name for node in made.graph.node if name in node.input] for name in outside}
+    assert quantisers
+    for node in quantisers:
+        if node.input[0] in outside:
+            continue  # what follows is a layer
+        assert not set(users.get(node.output[0], ())) & names
+    found, wanted = (engine.run({name: x[:4] for name, x in images.items()}) for engine in (quantised, plain))
+    assert 0 < np.abs(found["logits"] - wanted["logits"]).max() < 0.5 * np.abs(wanted["logits"]).max()
+    # A picture of the model's size gives what resized pixels give.
+    none = np.zeros((0, 3, 16, 16), np.uint8)
+    pairs = ({"image": pixels, "image_resized": none}, {"image": none, "image_resized": pixels})
+    whole, resized = (quantised.run(inputs)["logits"] for inputs in pairs)
+    np.testing.assert_allclose(whole, resized, rtol=0, atol=1e-6)
 
 
 @needs_openvino

