@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.tiers import fast_first, in_turn
 from vitrail.data.candidate_pairs import ORIENTATIONS, orient
 from vitrail.data.video import copies
 from vitrail.data.video.copies import find_clip_copies
@@ -63,8 +64,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("scene", range(3))
+@pytest.mark.parametrize(("change", "scene"), in_turn(CHANGES, range(3)))
 def test_copies_are_found(scene, change):
     frames = footage(scene, way=scene)
     others = [clip(footage(10 + i, way=10 + i)) for i in range(3)]
@@ -99,8 +99,7 @@ NO_COPIES = {
 }
 
 
-@pytest.mark.parametrize("other", NO_COPIES)
-@pytest.mark.parametrize("scene", [0, 2, 3, 4])
+@pytest.mark.parametrize(("other", "scene"), in_turn(NO_COPIES, [0, 2, 3, 4]))
 def test_other_footage_of_a_scene_is_no_copy(scene, other):
     first = footage(scene, way=scene, frames=80)[:35] if "time" in other else footage(scene, way=scene)
     found = find_clip_copies([clip(first), NO_COPIES[other](scene)], distance=64)
@@ -114,8 +113,7 @@ def _sparse(frames, seconds):
     return dataclasses.replace(clip(frames), times=np.arange(len(frames)) * seconds / len(frames), duration=seconds)
 
 
-@pytest.mark.parametrize("seconds", [600.0, 300.0])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seconds", "seed"), in_turn([600.0, 300.0], range(2)))
 def test_one_frame_in_common_is_no_copy(seconds, seed):
     """Of 4 s of a long clip there is a thumbnail or none; with other motion no shift in time makes more of them."""
     order = np.random.default_rng(seed).permutation(64)
@@ -151,7 +149,7 @@ def test_no_frames_at_all():
     assert find_clip_copies([nothing, nothing]).copies == []
 
 
-def _mixed(seed, scenes, number=12):
+def _mixed(seed, scenes, number=6):
     """Clips of a few scenes, a part of them with copies."""
     rng = np.random.default_rng(seed)
     clips = []
@@ -165,7 +163,7 @@ def _mixed(seed, scenes, number=12):
     return [clips[i] for i in rng.permutation(len(clips))]
 
 
-@pytest.mark.parametrize(("seed", "scenes"), [(0, 2), (1, 4), (2, 6), (3, 1000)])
+@pytest.mark.parametrize(("seed", "scenes"), fast_first([(0, 2), (3, 1000), (1, 4), (2, 6)], 2))
 def test_the_search_by_hashes_finds_what_the_comparison_of_all_finds(monkeypatch, seed, scenes):
     clips = _mixed(seed, scenes)
     every = copies._propose(clips)
@@ -178,8 +176,7 @@ def test_the_search_by_hashes_finds_what_the_comparison_of_all_finds(monkeypatch
     assert find_clip_copies(clips, distance=12) == found
 
 
-@pytest.mark.parametrize("few", [0, 4096])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("few", "seed"), in_turn([0, 4096], range(2)))
 def test_of_splits_those_that_differ_are_compared(monkeypatch, seed, few):
     monkeypatch.setattr(copies, "_FEW", few)
     frames, other = footage(seed, way=seed), footage(seed + 5, way=seed + 5)

@@ -115,14 +115,17 @@ def _used(kind: str, keys: Sequence[str]) -> str | None:
         keys: The paths in lower case.
     """
     hints, mark, words = _MARKS[kind]
+    hinted = _containing(hints, keys)
+    if not hinted:
+        return None
     # Marks of several kinds may follow one another: the stem is what lies before all of them.
     others = f"(?:{'|'.join(mark.replace('WORDS', words) for _, mark, words in _MARKS.values())})*"
     own = mark.replace("WORDS", f"(?P<word>{words})")
     pattern, each = re.compile(f"^(.+?){others}?({own}){others}{_SUFFIX}"), re.compile(f"{own}(?![a-z])")
     found: dict[str, list[str]] = defaultdict(list)
     used: set[str] = set()
-    for key in keys:
-        match = pattern.match(key) if any(hint in key for hint in hints) else None
+    for key in hinted:
+        match = pattern.match(key)
         if match is not None:
             found[match.group(1)].append(match.group(2))
             used |= {part["word"] for part in each.finditer(key, match.end(1))} if words else set()
@@ -150,14 +153,22 @@ def _used(kind: str, keys: Sequence[str]) -> str | None:
 def _used_before(kind: str, keys: Sequence[str]) -> str | None:
     """Return the same for a mark before the stem, where the bare stem must be another image's."""
     hints, mark, words = _BEFORE[kind]
+    hinted = _containing(hints, keys)
+    if not hinted:
+        return None
     pattern = re.compile(f"^(.*/)?({mark.replace('WORDS', f'(?P<word>{words})')})([^/]+){_SUFFIX}")
     stems = {_ENDING.sub("", key) for key in keys}
     used: set[str] = set()
-    for key in keys:
-        match = pattern.match(_ENDING.sub("", key)) if any(hint in key for hint in hints) else None
+    for key in hinted:
+        match = pattern.match(_ENDING.sub("", key))
         if match is not None and (match.group(1) or "") + match.groups()[-1] in stems:
             used.add(match["word"] if words else "")
     return mark.replace("WORDS", "|".join(sorted(used))) if used else None
+
+
+def _containing(hints: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return the keys with one of the hints in them: most sets have none, and searches for patterns take longer."""
+    return [key for key in keys if any(hint in key for hint in hints)]
 
 
 def _without_split(key: str) -> str:
