@@ -38,7 +38,7 @@ def gdal_metadata(bands, scale=None, offset=None):
     return f"<GDALMetadata>{''.join(items)}</GDALMetadata>"
 
 
-def write_classes(root, draw, number=6, **tags):
+def write_classes(root, draw, number=3, **tags):
     """A folder of two classes; ``draw(class)`` gives the bands of an image."""
     for label in (0, 1):
         for i in range(number):

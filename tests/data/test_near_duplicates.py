@@ -239,9 +239,7 @@ def test_copies_of_regular_rows_are_found(seed):
     assert {(copy.first, copy.second) for copy in found} == {(i, 75 + i) for i in range(20)}
 
 
-@pytest.mark.parametrize(
-    ("seed", "number", "largest"), fast_first([(0, 20, 17), (0, 100, 26), (1, 100, 26)], 1)
-)
+@pytest.mark.parametrize(("seed", "number", "largest"), fast_first([(0, 20, 17), (0, 100, 26), (1, 100, 26)], 1))
 def test_images_that_each_resemble_the_next_are_not_one_group(monkeypatch, seed, number, largest):
     """Discs on black: a crop of one is the next larger one."""
     monkeypatch.setattr(near_duplicates, "_SMALL_CHAIN", number // 2)

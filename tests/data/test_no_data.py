@@ -101,12 +101,12 @@ def test_images_without_much_data_are_named(tmp_path):
     write_classes(tmp_path / "d", lambda c: x, nodata=0)
     empty = x.copy()
     empty[:, :5] = 0
-    write_tiff(tmp_path / "d" / "1" / "3.tif", empty, nodata=0)
+    write_tiff(tmp_path / "d" / "1" / "2.tif", empty, nodata=0)
     with pytest.warns(
-        DataWarning, match=r"1 image is mostly no data: 1/3\.tif; remove them, or check data.values.nodata"
+        DataWarning, match=r"1 image is mostly no data: 1/2\.tif; remove them, or check data.values.nodata"
     ):
         data = folder(tmp_path / "d")
-    assert any("of the values of vv, vh are no data, in 1 of 12 images" in note for note in data.source.value_notes)
+    assert any("of the values of vv, vh are no data, in 1 of 6 images" in note for note in data.source.value_notes)
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

@@ -146,7 +146,7 @@ def _table(folder, groups, split=None, labels=None):
 
 
 def test_a_column_of_groups_is_respected_by_default_and_leaks_are_reported(tmp_path):
-    settings = _table(tmp_path, [f"field_{i // 8}" for i in range(96)])
+    settings = _table(tmp_path, [f"field_{i // 4}" for i in range(48)])
     data = open_data(data_config(**settings), (8, 8))
     assert data.config.split == "grouped"
     assert divided_groups(data) == (0, 12)
@@ -181,7 +181,7 @@ def test_groups_of_a_given_split_and_of_uneven_sizes(tmp_path):
 
 
 def test_a_class_that_no_held_out_group_has_is_named(tmp_path):
-    groups = [f"g{i // 4}" for i in range(60)]
+    groups = [f"g{i // 3}" for i in range(36)]
     settings = _table(tmp_path, groups)
     table = pd.read_csv(settings["path"])
     plain = open_data(data_config(**settings), (8, 8))
@@ -189,7 +189,7 @@ def test_a_class_that_no_held_out_group_has_is_named(tmp_path):
     table.loc[table["group"] == sorted(of)[0], "label"] = "rare"
     table.to_csv(settings["path"], index=False)
     lines = describe_split(open_data(data_config(**settings), (8, 8)))
-    assert "test has no image of rare (4 images in all): nothing is measured of them there" in lines
+    assert "test has no image of rare (3 images in all): nothing is measured of them there" in lines
     table.loc[0, "group"] = ""
     table.to_csv(settings["path"], index=False)
     with pytest.raises(DataError, match=r"1 image has no group.*\(data\.split stratified\)"):
@@ -213,7 +213,7 @@ def test_groups_stay_together_whatever_comes_later(seed):
 
 
 def test_a_pattern_in_the_name_makes_groups(tmp_path):
-    for plant in range(12):
+    for plant in range(6):
         for name in ("dark", "light"):
             save_image(tmp_path / name / f"plant{plant}_view{plant % 3}.png", level=100)
             save_image(tmp_path / name / f"plant{plant}_other.png", level=100)
@@ -221,8 +221,8 @@ def test_a_pattern_in_the_name_makes_groups(tmp_path):
     data = open_data(data_config(**settings, splitting__group=r"plant(\d+)_"), (8, 8))
     of_split = {name: {data.source.keys[i].split("plant")[1].split("_")[0] for i in rows}
                 for name, rows in data.splits.items()}  # fmt: skip
-    assert sum(map(len, of_split.values())) == len(set.union(*of_split.values())) == 12
-    with pytest.raises(DataError, match=r"is found in 24 of 48 paths; dark/plant0_other\.png"):
+    assert sum(map(len, of_split.values())) == len(set.union(*of_split.values())) == 6
+    with pytest.raises(DataError, match=r"is found in 12 of 24 paths; dark/plant0_other\.png"):
         open_data(data_config(**settings, splitting__group=r"view\d"), (8, 8))
     with pytest.raises(ConfigError, match="is not a valid regular expression"):
         open_data(data_config(**settings, splitting__group="("), (8, 8))
@@ -244,20 +244,20 @@ def test_a_column_makes_groups(tmp_path):
 
 
 def test_the_test_images_of_a_folder_stay_its_test_images(tmp_path):
-    make_folder(tmp_path, splits=("train", "test"), per_class=20)
+    make_folder(tmp_path, splits=("train", "test"), per_class=8)
     seen = []
     for fold in range(4):
         data = open_data(
             DataConfig(source="folder", path=str(tmp_path), splitting={"fold": fold, "num_folds": 4}), (8, 8)
         )
         assert all(data.source.keys[i].startswith("test/") for i in data.indices("test"))
-        assert len(data.indices("test")) == 40
+        assert len(data.indices("test")) == 16
         seen += [data.source.keys[i] for i in data.indices("val")]
-    assert len(seen) == len(set(seen)) == 40
+    assert len(seen) == len(set(seen)) == 16
 
 
 def test_a_new_file_moves_no_other_file(tmp_path):
-    make_folder(tmp_path, splits=(), per_class=40)
+    make_folder(tmp_path, splits=(), per_class=12)
     config = DataConfig(source="folder", path=str(tmp_path))
 
     def where():
@@ -309,7 +309,7 @@ def test_rules_without_a_meaning_are_refused(tmp_path):
 
 
 def test_groups_that_differ_in_spelling_alone_are_reported(tmp_path):
-    settings = _table(tmp_path, [f"{'Pp'[i % 2]}{i // 8}" for i in range(96)])
+    settings = _table(tmp_path, [f"{'Pp'[i % 2]}{i // 4}" for i in range(48)])
     line = describe_split(open_data(data_config(**settings), (8, 8)))[0]
     assert line.startswith("24 groups differ from others only in letter case, blanks, '_' or '-', for example 'P")
 

@@ -48,7 +48,7 @@ FAULTS = {
 @pytest.mark.fast_cases("2", "34887", "34892", "50000", "mask", "metadata", "nodata", "sizes")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_one_line_and_can_be_skipped(tmp_path, fault):
-    write_classes(tmp_path / "d", lambda c: RNG.integers(0, 99, (2, 16, 16)).astype("uint16"))
+    write_classes(tmp_path / "d", lambda c: RNG.integers(0, 99, (2, 16, 16)).astype("uint16"), number=4)
     FAULTS[fault](tmp_path / "d" / "0" / "0.tif")
     config = {
         "source": "folder",
@@ -57,14 +57,14 @@ def test_faults_are_one_line_and_can_be_skipped(tmp_path, fault):
         "scale": 100,
         "images__max_pixels": 1000,
     }
-    with pytest.raises(DataError, match=r"1 of 12 files.*0/0\.tif") as told:
+    with pytest.raises(DataError, match=r"1 of 8 files.*0/0\.tif") as told:
         open_data(data_config(**config), (8, 8))
     assert "\n" not in str(told.value)
     if fault in ("5", "7", "50000", "34887", "50001"):
         assert "pip install 'vitrail[rasters]'" in str(told.value)
     data = open_data(data_config(**config, errors__on_unreadable="skip"), (8, 8))
     assert [key for key, _ in data.source.left_out] == ["0/0.tif"]
-    assert len(data.source) == 11
+    assert len(data.source) == 7
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -198,7 +198,7 @@ def test_a_raised_limit_admits_what_pillow_alone_would_not(tmp_path, monkeypatch
 def test_a_mask_beside_an_image_takes_its_pixels_out(tmp_path, named, orientation):
     """As GDAL writes it: NAME.tif.msk, 0 where there is no data."""
     for label in "xy":
-        for i in range(6):
+        for i in range(3):
             path = tmp_path / label / f"{i}.tif"
             path.parent.mkdir(exist_ok=True)
             image, mask = RNG.integers(50, 200, (16, 16, 3)).astype("uint8"), np.full((16, 16), 255, "uint8")
@@ -213,5 +213,5 @@ def test_a_mask_beside_an_image_takes_its_pixels_out(tmp_path, named, orientatio
     assert image[~image.isnan()].min() >= 50 / 255
     assert image[:, :4].isnan().all() if orientation == 1 else image[:, :, -4:].isnan().all()
     (tmp_path / "x" / "0.tif.msk").write_bytes(b"II*\0")
-    with pytest.raises(DataError, match=r"1 of 12 files .*0\.tif\.msk is not a readable TIFF"):
+    with pytest.raises(DataError, match=r"1 of 6 files .*0\.tif\.msk is not a readable TIFF"):
         open_data(data_config(source="folder", path=str(tmp_path), **names), (16, 16))

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.images import embed_images, make_folder
 from tests.rasters import BANDS, write_classes, write_tiff
 from tests.settings import data_config
+from tests.tiers import fast_first
 from vitrail.config import DataConfig
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.data import open_data
@@ -50,13 +51,17 @@ def test_a_range_that_no_one_knows_is_asked_for(tmp_path, kind, source):
     assert np.allclose(values_of(data), x / 240, atol=1e-6)
 
 
-@pytest.mark.parametrize("kinds", [("int16", "uint16"), ("uint8", "uint16"), ("float32", "uint16"), ("int16", "int32")])
-def test_files_of_several_types_ask_for_a_scale(tmp_path, kinds):
+@pytest.mark.parametrize(
+    ("first", "second"),
+    fast_first([("int16", "uint16"), ("uint8", "uint16"), ("float32", "uint16"), ("int16", "int32")], 2),
+)
+def test_files_of_several_types_ask_for_a_scale(tmp_path, first, second):
+    kinds = first, second
     rng = np.random.default_rng(1)
     draw = {c: rng.integers(0, 100, (2, 8, 8)).astype(kind) for c, kind in enumerate(kinds)}
     write_classes(tmp_path / "d", lambda c: draw[c])
     with pytest.raises(
-        DataError, match=rf"of several types: {kinds[0]} \(6, first .*{kinds[1]} \(6, first .*--data\.scale"
+        DataError, match=rf"of several types: {kinds[0]} \(3, first .*{kinds[1]} \(3, first .*--data\.scale"
     ):
         folder(tmp_path / "d")
     data = folder(tmp_path / "d", scale=100)
@@ -95,7 +100,7 @@ STATED = [
 def test_stated_ranges_band_by_band(tmp_path, settings, limits, source):
     rng = np.random.default_rng(3)
     low = 0 if settings == {"scale": 30.0} else -22
-    x = rng.uniform(low, low + 17, (12, 2, 8, 8)).astype("float32")
+    x = rng.uniform(low, low + 17, (6, 2, 8, 8)).astype("float32")
     if source == "folder":
         stack = iter(x)
         data = folder(write_classes(tmp_path / "d", lambda c: next(stack)), **settings)
@@ -146,11 +151,11 @@ def test_patches_of_a_scene_count_their_own_pixels(tmp_path):
     assert set(tally.pixels.ravel().tolist()) == {25}
 
 
-@pytest.mark.slow_cases("0.0001-0.0")
+@pytest.mark.fast_cases("scale2-offset2")
 @pytest.mark.parametrize(("scale", "offset"), [(0.0001, 0.0), (0.0001, -0.1), ((0.0001, 0.00005), (0.0, 0.2))])
 def test_a_files_own_scale_and_offset_come_first(tmp_path, scale, offset):
     rng = np.random.default_rng(6)
-    x = rng.integers(1200, 8000, (12, 2, 8, 8)).astype("uint16")
+    x = rng.integers(1200, 8000, (6, 2, 8, 8)).astype("uint16")
     stack = iter(x)
     write_classes(tmp_path / "d", lambda c: next(stack), scale=scale, offset=offset)
     physical = x * np.broadcast_to(scale, 2)[:, None, None] + np.broadcast_to(offset, 2)[:, None, None]
@@ -168,7 +173,7 @@ def test_some_files_with_a_scale_of_their_own_and_some_without(tmp_path):
     x = np.random.default_rng(7).integers(1000, 8000, (2, 8, 8)).astype("uint16")
     write_classes(tmp_path / "d", lambda c: x, scale=0.0001)
     write_tiff(tmp_path / "d" / "0" / "0.tif", x)
-    with pytest.raises(DataError, match=r"several types: uint16 \(1, first .*0\.tif\), physical \(11, first"):
+    with pytest.raises(DataError, match=r"several types: uint16 \(1, first .*0\.tif\), physical \(5, first"):
         folder(tmp_path / "d")
     write_tiff(tmp_path / "d" / "0" / "0.tif", (x * 0.0001).astype("float32"))
     assert np.allclose(values_of(folder(tmp_path / "d", scale=1)), x * 0.0001, atol=1e-6)
@@ -181,7 +186,7 @@ def test_decibels_of_a_files_own_scale_are_asked_about(tmp_path):
         folder(tmp_path / "d")
 
 
-@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize("kind", fast_first(["uint16", "uint8", "int16"], 1))
 def test_a_recorded_type_is_not_decided_anew(tmp_path, kind):
     x = np.random.default_rng(9).integers(20, 120, (2, 8, 8))
     write_classes(tmp_path / "d", lambda c: x.astype(kind))
@@ -312,7 +317,7 @@ def test_pictures_among_rasters_keep_their_own_range(tmp_path):
     write_classes(tmp_path / "d", lambda c: rng.integers(0, 9000, (3, 8, 8)).astype("uint16"))
     Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(tmp_path / "d" / "0" / "9.png")
     config = {"source": "folder", "path": str(tmp_path / "d"), "bands__names": ("r", "g", "b")}
-    with pytest.raises(DataError, match=r"several types: uint16 \(12, first .*\), uint8 \(1, first .*9\.png\)"):
+    with pytest.raises(DataError, match=r"several types: uint16 \(6, first .*\), uint8 \(1, first .*9\.png\)"):
         open_data(data_config(**config), SIZE)
     data = open_data(data_config(**config, scale=9000), SIZE)
     assert any("1 image is a picture of 8 bits" in note for note in data.source.value_notes)
@@ -327,7 +332,7 @@ def test_pictures_among_rasters_keep_their_own_range(tmp_path):
 def test_the_second_stream_has_settings_of_its_own(tmp_path):
     rng = np.random.default_rng(15)
     write_classes(tmp_path / "a", lambda c: rng.integers(0, 9000, (2, 8, 8)).astype("uint16"))
-    stack = iter(rng.uniform(-20, -5, (12, 1, 8, 8)).astype("float32"))
+    stack = iter(rng.uniform(-20, -5, (6, 1, 8, 8)).astype("float32"))
     write_classes(
         tmp_path / "b", lambda c: np.where(rng.random((1, 8, 8)) < 0.2, np.nan, next(stack)).astype("float32")
     )
@@ -361,7 +366,7 @@ def test_scaled_files_among_files_in_other_units_are_refused(tmp_path):
         folder(tmp_path / "d")
 
 
-@pytest.mark.parametrize("side", [9, 50, 300])
+@pytest.mark.parametrize("side", fast_first([300, 50, 9], 1))
 def test_a_constant_band_is_found_whatever_size_it_has(tmp_path, side):
     rng = np.random.default_rng(12)
     write_classes(
@@ -374,7 +379,7 @@ def test_a_constant_band_is_found_whatever_size_it_has(tmp_path, side):
 
 def test_masks_of_one_bit_are_0_and_1(tmp_path):
     rng = np.random.default_rng(13)
-    images = rng.random((12, 2, 8, 8)) > 0.5
+    images = rng.random((6, 2, 8, 8)) > 0.5
     stack = iter(images)
     write_classes(tmp_path / "d", lambda c: next(stack))
     data = folder(tmp_path / "d")
