@@ -1,5 +1,6 @@
 """Small image folders and files that tests make."""
 
+import functools
 import io
 import random
 
@@ -11,11 +12,19 @@ from PIL import Image
 
 def save_image(path, size=(20, 24), mode="RGB", level=128, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_encode(path.suffix.lower(), size, mode, level, seed))
+    return path
+
+
+@functools.cache
+def _encode(suffix, size, mode, level, seed):
+    """Encoded once: many tests make folders of the same images."""
     rng = np.random.default_rng(seed)
     bands = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
     array = np.clip(rng.normal(level, 20, (*size, *bands)), 0, 255).astype(np.uint8)
-    Image.fromarray(array, mode).save(path)
-    return path
+    buffer = io.BytesIO()
+    Image.fromarray(array, mode).save(buffer, Image.registered_extensions()[suffix])
+    return buffer.getvalue()
 
 
 def make_folder(root, classes=("dark", "light"), splits=("train", "val", "test"), per_class=8, seed=0):

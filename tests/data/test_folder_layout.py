@@ -14,7 +14,7 @@ def folder(path, **settings):
     return open_data(data_config(source="folder", path=str(path), **settings), (8, 8))
 
 
-def fill(root, *paths, number=12):
+def fill(root, *paths, number=4):
     for path in paths:
         for i in range(number):
             save_image(root / path / f"{path.replace('/', '_')}_{i}.png", (9, 9), seed=i)
@@ -116,11 +116,11 @@ def test_an_unlabelled_split_is_passed_over(tmp_path, capsys, name, below):
 def test_images_outside_of_class_folders_and_other_folders_are_named(tmp_path, capsys):
     fill(tmp_path / "a", "x", "y")
     save_image(tmp_path / "a" / "loose.png")
-    assert len(folder(tmp_path / "a").source) == 24
+    assert len(folder(tmp_path / "a").source) == 8
     assert "passed over 1 image in no class folder" in capsys.readouterr().err
-    make_folder(tmp_path / "b")
+    make_folder(tmp_path / "b", per_class=4)
     fill(tmp_path / "b", "extra")
-    assert len(folder(tmp_path / "b").source) == 48
+    assert len(folder(tmp_path / "b").source) == 24
     assert "passed over 1 folder beside test, train, val: extra" in capsys.readouterr().err
 
 
@@ -195,7 +195,7 @@ def test_a_split_by_another_name_beside_splits_is_not_passed_over(tmp_path, name
 
 def test_unlabelled_images_beside_training_by_any_split_name(tmp_path, capsys):
     fill(tmp_path, "train/a", "train/b", "test1")
-    assert len(folder(tmp_path).source) == 24
+    assert len(folder(tmp_path).source) == 8
     assert f"`vitrail predict RUN {tmp_path}/test1`" in capsys.readouterr().err
 
 

@@ -70,9 +70,9 @@ def test_what_never_was_an_image_is_passed_over_and_counted(tmp_path, name, cont
     ],
 )  # fmt: skip
 def test_a_damaged_image_stays_an_error(tmp_path, name, content):
-    make_folder(tmp_path, splits=())
+    make_folder(tmp_path, splits=(), per_class=4)
     (tmp_path / "dark" / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"1 of 17 files.*{name}"):
+    with pytest.raises(DataError, match=f"1 of 9 files.*{name}"):
         folder(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_links_are_entered_once_and_never_in_circles(tmp_path):
 
 
 def test_a_link_at_the_top_that_leads_back_is_no_class(tmp_path, capsys):
-    make_folder(tmp_path, splits=(), per_class=12)
+    make_folder(tmp_path, splits=(), per_class=4)
     (tmp_path / "again").symlink_to(".")
     assert folder(tmp_path).source.classes == ("dark", "light")
     assert "1 link to a folder above, not followed" in capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_one_file_in_two_classes_names_both(tmp_path):
 
 
 def test_what_vitrail_wrote_is_no_data(tmp_path, capsys):
-    make_folder(tmp_path / "d", splits=(), per_class=12)
+    make_folder(tmp_path / "d", splits=(), per_class=4)
     for root in (tmp_path / "d" / "runs" / "x", tmp_path / "d" / "dark" / "runs" / "y"):
         save_image(root / "figures" / "curves.png")
         (root / "recipe.yaml").write_text("{}")
@@ -151,46 +151,46 @@ def test_what_vitrail_wrote_is_no_data(tmp_path, capsys):
     (tmp_path / "d" / "light" / "why" / "explanations.json").write_text("{}")
     data = folder(tmp_path / "d")
     assert data.source.classes == ("dark", "light")
-    assert len(data.source) == 24
+    assert len(data.source) == 8
     assert "passed over 3 folders that vitrail wrote" in capsys.readouterr().err
     pile = open_data(DataConfig(source="unlabelled", path=str(tmp_path / "d")), (8, 8))
-    assert len(pile.source) == 24
+    assert len(pile.source) == 8
     # A recipe by itself makes no run of a folder.
     save_image(tmp_path / "e" / "0.png")
     (tmp_path / "e" / "recipe.yaml").write_text("{}")
-    assert len(list_images(tmp_path).files) == 25
+    assert len(list_images(tmp_path).files) == 9
 
 
 @pytest.mark.parametrize("system", ["__MACOSX", "@eaDir", ".thumbnails", "$RECYCLE.BIN"])
 def test_folders_of_systems_hold_no_data(tmp_path, system):
-    make_folder(tmp_path, splits=(), per_class=12)
+    make_folder(tmp_path, splits=(), per_class=4)
     save_image(tmp_path / system / "a" / "0.png")
     save_image(tmp_path / "dark" / system / "0.png")
     data = folder(tmp_path)
     assert data.source.classes == ("dark", "light")
-    assert len(data.source) == 24
+    assert len(data.source) == 8
 
 
 def test_pointers_are_counted_and_left_out_on_request(tmp_path):
-    make_folder(tmp_path, splits=(), per_class=12)
+    make_folder(tmp_path, splits=(), per_class=4)
     for i in range(4):
         (tmp_path / "dark" / f"p{i}.jpg").write_text(POINTER)
-    with pytest.raises(DataError, match=r"^4 of 28 files are Git LFS pointers .*: run `git lfs pull`") as told:
+    with pytest.raises(DataError, match=r"^4 of 12 files are Git LFS pointers .*: run `git lfs pull`") as told:
         folder(tmp_path)
     assert str(told.value).count("git lfs pull") == 1
     skipped = folder(tmp_path, errors__on_unreadable="skip")
-    assert len(skipped.source) == 24
+    assert len(skipped.source) == 8
     assert all("git lfs pull" in problem for _, problem in skipped.source.left_out)
     for i in range(4):
         (tmp_path / "dark" / f"p{i}.jpg").rename(tmp_path / "dark" / f"p{i}.tif")
-    with pytest.raises(DataError, match=r"^4 of 28 files are Git LFS pointers"):
+    with pytest.raises(DataError, match=r"^4 of 12 files are Git LFS pointers"):
         folder(tmp_path, bands__names=("r", "g", "b"))
     assert is_lfs_pointer(POINTER.encode())
     assert not is_lfs_pointer(POINTER.encode() * 20)
 
 
 def test_a_class_without_an_image_that_can_be_read_is_named(tmp_path):
-    make_folder(tmp_path, splits=(), per_class=12)
+    make_folder(tmp_path, splits=(), per_class=4)
     (tmp_path / "rare").mkdir()
     (tmp_path / "rare" / "0.jpg").write_bytes(b"\xff\xd8\xff cut")
     with pytest.raises(DataError, match="no image of rare can be read"):
@@ -201,16 +201,16 @@ def test_a_class_without_an_image_that_can_be_read_is_named(tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_one_remedy_for_a_whole_set_of_gray_images(tmp_path, suffix):
     for name in ("a", "b"):
-        for i in range(12):
+        for i in range(4):
             save_image(tmp_path / name / f"{i}{suffix}", mode="L", seed=i)
-    with pytest.raises(DataError, match=r"24 of 24 images have 1 band \(L\)") as told:
+    with pytest.raises(DataError, match=r"8 of 8 images have 1 band \(L\)") as told:
         folder(tmp_path)
     assert "--data.color gray" in str(told.value)
     assert str(told.value).count("on_band_mismatch") == 1
     assert str(told.value).index("--data.color gray") < str(told.value).index("on_band_mismatch")
-    assert len(folder(tmp_path, color="gray").source) == 24
+    assert len(folder(tmp_path, color="gray").source) == 8
     # A few gray ones among others are no gray set.
-    make_folder(tmp_path / "few", splits=(), per_class=12)
+    make_folder(tmp_path / "few", splits=(), per_class=4)
     save_image(tmp_path / "few" / "dark" / f"gray{suffix}", mode="L")
     with pytest.raises(DataError, match="gray") as told:
         folder(tmp_path / "few")
@@ -239,26 +239,26 @@ def test_animations_palettes_and_transparent_images_have_remedies_of_their_own(t
     frames = [Image.fromarray(np.full((16, 16), level, np.uint8)) for level in (40, 90, 200)]
     for name in ("a", "b"):
         (tmp_path / "gif" / name).mkdir(parents=True)
-        for i in range(12):
+        for i in range(4):
             more = frames[1 : 2 + i % 2]
             frames[0].save(tmp_path / "gif" / name / f"{i}.gif", save_all=True, append_images=more)
             save_image(tmp_path / "clear" / name / f"{i}.png", mode="RGBA", seed=i)
-    with pytest.raises(DataError, match=r"^24 of 24 images hold several images .*which takes the first") as told:
+    with pytest.raises(DataError, match=r"^8 of 8 images hold several images .*which takes the first") as told:
         folder(tmp_path / "gif")
     assert "color gray" not in str(told.value)
     assert str(told.value).count("on_band_mismatch") == 1
-    assert len(folder(tmp_path / "gif", errors__on_band_mismatch="convert").source) == 24
-    with pytest.raises(DataError, match=r"^24 of 24 images have 4 bands \(RGBA\) and are partly transparent") as told:
+    assert len(folder(tmp_path / "gif", errors__on_band_mismatch="convert").source) == 8
+    with pytest.raises(DataError, match=r"^8 of 8 images have 4 bands \(RGBA\) and are partly transparent") as told:
         folder(tmp_path / "clear")
     assert str(told.value).count("on_band_mismatch") == 1
 
 
 def test_a_set_of_several_kinds_gives_each_remedy_once(tmp_path):
-    make_folder(tmp_path, splits=(), per_class=12)
+    make_folder(tmp_path, splits=(), per_class=4)
     for i in range(3):
         save_image(tmp_path / "dark" / f"gray{i}.png", mode="L")
         save_image(tmp_path / "dark" / f"clear{i}.png", mode="RGBA")
-    with pytest.raises(DataError, match=r"^6 of 30 images have other bands: 3 of 30 images have .*; 3 of 30") as told:
+    with pytest.raises(DataError, match=r"^6 of 14 images have other bands: 3 of 14 images have .*; 3 of 14") as told:
         folder(tmp_path)
     assert str(told.value).count("convert it") == 1
     assert str(told.value).count("flatten it") == 1
@@ -266,10 +266,10 @@ def test_a_set_of_several_kinds_gives_each_remedy_once(tmp_path):
 
 @pytest.mark.drawn
 def test_a_figure_of_vitrail_is_no_image(tmp_path, capsys):
-    make_folder(tmp_path / "d", splits=(), per_class=12)
+    make_folder(tmp_path / "d", splits=(), per_class=4)
     save_figure(Figure(layout="constrained"), tmp_path / "d" / "dark", "anatomy")
     finish_picture(Picture("curves", "", ""), Figure(), tmp_path / "d" / "light")
-    assert len(folder(tmp_path / "d").source) == 24
+    assert len(folder(tmp_path / "d").source) == 8
     assert "passed over 2 figures that vitrail drew" in capsys.readouterr().err
     # The folder of a report's figures, which are SVG as well, is no class.
     finish_picture(Picture("curves", "", ""), Figure(), tmp_path / "d" / "report_figures")
@@ -294,7 +294,7 @@ def test_a_folder_of_parquet_files_lists_none_of_a_run(tmp_path):
 
 
 def test_a_run_inside_its_images_resumes_and_is_no_data_of_the_next(tmp_path):
-    for i in range(20):
+    for i in range(8):
         save_image(tmp_path / "pile" / f"{i}.png", seed=i)
     words = (
         f"--data.source unlabelled --data.path {tmp_path}/pile --data.img_size 16 --data.loader.num_workers 0 "
@@ -307,7 +307,7 @@ def test_a_run_inside_its_images_resumes_and_is_no_data_of_the_next(tmp_path):
     assert list(run.glob("figures/**/*.png"))
     assert main(["pretrain", str(run / "recipe.yaml"), "--resume", "--trainer.max_epochs", "2"]) == 0
     data = open_data(DataConfig(source="unlabelled", path=str(tmp_path / "pile")), (8, 8))
-    assert len(data.source) == 20
+    assert len(data.source) == 8
 
 
 def test_a_hard_link_is_the_same_file(tmp_path, capsys):
