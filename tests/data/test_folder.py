@@ -22,13 +22,13 @@ def folder(path, **settings):
 
 
 def test_split_folders(tmp_path):
-    data = folder(make_folder(tmp_path))
-    assert {k: len(v) for k, v in data.splits.items()} == {"train": 16, "val": 16, "test": 16}
+    data = folder(make_folder(tmp_path, per_class=4))
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 8, "val": 8, "test": 8}
     assert data.source.classes == ("dark", "light")
     for split, indices in data.splits.items():
         assert all(data.source.keys[i].startswith(f"{split}/") for i in indices)
     batch = next(iter(data.loader("val")))
-    assert batch["image"].shape == (16, 3, 12, 16)
+    assert batch["image"].shape == (8, 3, 12, 16)
     assert batch["image"].dtype == torch.float32
     assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
     # The classes differ in brightness, so labels and images belong together.
@@ -37,24 +37,24 @@ def test_split_folders(tmp_path):
 
 
 def test_a_folder_without_splits_is_split_by_class_and_always_the_same_way(tmp_path):
-    make_folder(tmp_path, splits=(), per_class=20)
+    make_folder(tmp_path, splits=(), per_class=10)
     data = folder(tmp_path, splitting__val_fraction=0.2, splitting__test_fraction=0.1, split="exact")
-    assert {k: len(v) for k, v in data.splits.items()} == {"train": 28, "val": 8, "test": 4}
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 14, "val": 4, "test": 2}
     for indices in data.splits.values():
         assert np.bincount(data.source.targets[indices]).tolist() == [len(indices) // 2] * 2
-    assert sorted(i for indices in data.splits.values() for i in indices) == list(range(40))
+    assert sorted(i for indices in data.splits.values() for i in indices) == list(range(20))
     assert (
         folder(tmp_path, splitting__val_fraction=0.2, splitting__test_fraction=0.1, split="exact").splits == data.splits
     )
 
 
 def test_train_alone_is_split_too_and_test_may_be_set_apart(tmp_path):
-    make_folder(tmp_path / "a", splits=("train",), per_class=20)
+    make_folder(tmp_path / "a", splits=("train",), per_class=4)
     assert set(folder(tmp_path / "a").splits) == {"train", "val", "test"}
-    make_folder(tmp_path / "b", splits=("train", "test"), per_class=20)
+    make_folder(tmp_path / "b", splits=("train", "test"), per_class=10)
     data = folder(tmp_path / "b", split="exact")
-    assert {k: len(v) for k, v in data.splits.items()} == {"train": 36, "val": 4, "test": 40}
-    make_folder(tmp_path / "c", splits=("train", "val"))
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 18, "val": 2, "test": 20}
+    make_folder(tmp_path / "c", splits=("train", "val"), per_class=2)
     assert set(folder(tmp_path / "c").splits) == {"train", "val"}
 
 
@@ -106,11 +106,11 @@ def test_other_bands_are_refused_or_converted_on_request(tmp_path, mode, color, 
 
 
 def test_files_that_are_no_images_are_all_named_before_training(tmp_path):
-    make_folder(tmp_path)
+    make_folder(tmp_path, per_class=2)
     (tmp_path / "train" / "dark" / "empty.png").write_text("")
     (tmp_path / "val" / "light" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     (tmp_path / "val" / "light" / ".DS_Store").write_text("litter")
-    with pytest.raises(DataError, match=r"2 of 50 files") as caught:
+    with pytest.raises(DataError, match=r"2 of 14 files") as caught:
         folder(tmp_path)
     assert "empty.png" in str(caught.value)
     assert "broken.jpg" in str(caught.value)
@@ -128,11 +128,11 @@ def test_deep_images_are_never_clipped(tmp_path, kind, color):
 
 
 def test_faults_inside_files_are_found_before_training(tmp_path):
-    make_folder(tmp_path)
+    make_folder(tmp_path, per_class=2)
     broken = save_image(tmp_path / "test" / "dark" / "half.jpg", (90, 90))
     broken.write_bytes(broken.read_bytes()[:-800])
     (tmp_path / "val" / "dark" / "dangling.png").symlink_to("/nonexistent.png")
-    with pytest.raises(DataError, match=r"2 of 50 files.*") as caught:
+    with pytest.raises(DataError, match=r"2 of 14 files.*") as caught:
         folder(tmp_path)
     assert "half.jpg" in str(caught.value)
     assert "dangling.png" in str(caught.value)
@@ -170,31 +170,31 @@ def test_faulty_folders_are_refused(tmp_path):
         open_data(DataConfig(path="x"), (8, 8))
     with pytest.raises(DataError, match="no class folders"):
         folder(tmp_path)
-    make_folder(tmp_path / "outer" / "inner")
+    make_folder(tmp_path / "outer" / "inner", per_class=2)
     with pytest.raises(DataError, match=r"one class only \(inner\).*inner the folder that you mean"):
         folder(tmp_path / "outer")
-    make_folder(tmp_path / "empty")
+    make_folder(tmp_path / "empty", per_class=2)
     (tmp_path / "empty" / "train" / "void").mkdir()
     with pytest.raises(DataError, match="void holds no file"):
         folder(tmp_path / "empty")
     make_folder(tmp_path / "few", splits=(), per_class=2)
     with pytest.raises(DataError, match="'dark' has 2 images: too few"):
         folder(tmp_path / "few")
-    make_folder(tmp_path / "foreign", classes=("dark", "other"))
+    make_folder(tmp_path / "foreign", classes=("dark", "other"), per_class=2)
     config = DataConfig(source="folder", path=str(tmp_path / "foreign"))
     with pytest.raises(DataError, match="classes other that are unknown to the run"):
         open_data(config, (8, 8), ("dark", "light"))
     with pytest.raises(DataError, match=r"no 'test' split, only train, val"):
-        folder(make_folder(tmp_path / "two", splits=("train", "val"))).indices("test")
+        folder(make_folder(tmp_path / "two", splits=("train", "val"), per_class=2)).indices("test")
 
 
 def test_worker_processes_give_the_same_batches(tmp_path):
-    make_folder(tmp_path)
+    make_folder(tmp_path, per_class=5)
     batches = [
         [b["image"] for b in folder(tmp_path, loader__num_workers=n, batch_size=5).loader("train", shuffle_seed=3)]
         for n in (0, 2)
     ]
-    assert len(batches[0]) == 3
+    assert len(batches[0]) == 2
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
 
 
@@ -234,14 +234,14 @@ def test_a_phone_s_picture_is_its_first_image(tmp_path):
 
 def test_folders_named_like_splits(tmp_path):
     """What a model learns must never be which split an image is from."""
-    make_folder(tmp_path / "a", splits=("Training", "Testing"))
+    make_folder(tmp_path / "a", splits=("Training", "Testing"), per_class=4)
     data = folder(tmp_path / "a")
     assert data.source.classes == ("dark", "light")
     assert set(data.splits) == {"train", "val", "test"}
-    make_folder(tmp_path / "vehicles", classes=("train", "boat", "plane"), splits=())
+    make_folder(tmp_path / "vehicles", classes=("train", "boat", "plane"), splits=(), per_class=4)
     with pytest.raises(DataError, match=r"folders train, .* named like splits, beside boat; plane; rename them"):
         folder(tmp_path / "vehicles")
-    make_folder(tmp_path / "b", splits=())
+    make_folder(tmp_path / "b", splits=(), per_class=4)
     save_image(tmp_path / "b" / "test" / "unknown.png")
     with pytest.raises(DataError, match=r"folders test, .* named like splits, beside dark; light; rename them"):
         folder(tmp_path / "b")
