@@ -59,6 +59,7 @@ def test_evaluation_sees_the_centre_and_training_all(tmp_path, source, crop_pct,
         assert torch.equal(data.load(training["index"].tolist(), whole=True)[name], training[name])
 
 
+@pytest.mark.slow
 def test_worker_processes_crop_too(tmp_path):
     config = _config("folder", tmp_path, images__crop_pct=0.8)
     alone, processes = (

@@ -133,19 +133,19 @@ def test_data_of_every_kind_that_moved_keeps_its_split(tmp_path, kind):
 
 
 def test_what_came_later_goes_by_the_rule_and_moves_nothing(tmp_path):
-    make_folder(tmp_path, splits=(), per_class=30)
+    make_folder(tmp_path, splits=(), per_class=12)
     config = DataConfig(source="folder", path=str(tmp_path))
     before = open_data(config, (8, 8))
     known = _record(before)
-    make_folder(tmp_path / "more", splits=(), per_class=15, seed=5)
+    make_folder(tmp_path / "more", splits=(), per_class=6, seed=5)
     for name in ("dark", "light"):
         for file in sorted((tmp_path / "more" / name).iterdir()):
             file.rename(tmp_path / name / f"more_{file.name}")
         (tmp_path / "more" / name).rmdir()
     (tmp_path / "more").rmdir()
     after = open_data(config, (8, 8), known=known)
-    assert len(after.source) == 90
-    assert after.recognition.num_known == 60
+    assert len(after.source) == 36
+    assert after.recognition.num_known == 24
     rule = open_data(config, (8, 8))
     for split, rows in after.splits.items():
         names = {after.source.keys[i] for i in rows}
@@ -153,8 +153,8 @@ def test_what_came_later_goes_by_the_rule_and_moves_nothing(tmp_path):
         assert old <= names
         assert names - old == {rule.source.keys[i] for i in rule.splits[split] if "more_" in rule.source.keys[i]}
     elsewhere = open_data(config, (8, 8), split=False, known=known)
-    assert len(elsewhere.indices(NEW)) == 30
-    assert len(elsewhere.indices("all")) == 90
+    assert len(elsewhere.indices(NEW)) == 12
+    assert len(elsewhere.indices("all")) == 36
     assert elsewhere.recognition.counts(elsewhere.indices("test")) == {"test": len(before.indices("test"))}
 
 

@@ -52,7 +52,7 @@ def test_a_clip_backwards_moves_in_the_opposite_direction():
 def test_no_frame_shows_the_direction():
     """The middle frame lies where it lies in clips of all directions."""
     source = MovingDigitsSource((9, 24, 24))
-    rows = np.arange(0, 8 * 200)
+    rows = np.arange(0, 8 * 120)
     centres = _centres(source.read(rows)["video"][:, :, 4:5])[:, 0]
     means = torch.stack([centres[torch.from_numpy(source.targets[rows]) == i].mean(dim=0) for i in range(8)])
     assert (means - means.mean(dim=0)).abs().max() < 0.25

@@ -48,7 +48,7 @@ def test_marked_pixels_are_no_measurements(tmp_path, kind, mark, text, way):
         order = list(range(12))
     else:
         stack = iter(x)
-        write_classes(tmp_path / "d", lambda c: next(stack), nodata=text if way == "tag" else None)
+        write_classes(tmp_path / "d", lambda c: next(stack), nodata=text if way == "tag" else None, number=6)
         data = folder(tmp_path / "d", scale=200, **settings)
         order = [6 * int(key[0]) + int(key[2]) for key in data.source.keys]
     rows = data.indices("train")

@@ -61,7 +61,7 @@ def test_saturated_pixels_do_not_move_the_inner_mean():
 
 
 def test_a_file_of_statistics_is_used_for_its_bands(tmp_path):
-    make_folder(tmp_path / "f", per_class=6)
+    make_folder(tmp_path / "f", per_class=2)
     config = {"source": "folder", "path": str(tmp_path / "f")}
     data = open_data(data_config(**config), (8, 8))
     measured = data.measure(robust=True)

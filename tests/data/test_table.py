@@ -15,7 +15,7 @@ from vitrail.errors import DataError
 
 @pytest.fixture
 def listed(tmp_path):
-    folder = make_folder(tmp_path / "images", splits=("train", "val"), per_class=6)
+    folder = make_folder(tmp_path / "images", splits=("train", "val"), per_class=3)
     rows = [
         {
             "path": str(file.relative_to(tmp_path)),
@@ -82,7 +82,7 @@ FAULTS = [
     (_change("split", 1, "part 1"), "split must be train, val, test or empty, got 'part 1'"),
     (lambda t: pd.concat([t, t.iloc[:2]]), "lists 2 images more than once"),
     (lambda t: t.assign(label="all"), "one class only"),
-    (_change("split", 3, ""), "1 of 24 images belongs to no split where the others do, .* is the first"),
+    (_change("split", 3, ""), "1 of 12 images belongs to no split where the others do, .* is the first"),
     (lambda t: t.iloc[:0], "lists no images"),
 ]
 
