@@ -35,8 +35,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow and not peers"
 
-test-slow: $(STAMP)
+test-slow: $(PEERS_STAMP)
 	$(BIN)/python -m pytest -m "slow and not peers"
+	$(PEERS)/bin/python -m pytest -m "slow and peers" tests/parity
 
 test-peers: $(PEERS_STAMP)
 	$(PEERS)/bin/python -m pytest -n 2 --dist loadfile -m "peers and not slow" tests/parity

@@ -85,12 +85,12 @@ def test_a_counterpart_that_computes_something_else_is_refused(monkeypatch):
         pair_up("timm", "vit", VIT | {"img_size": 36})
 
 
-def test_a_pair_is_measured(monkeypatch):
+@pytest.mark.parametrize("memory", [False, pytest.param(True, marks=pytest.mark.slow)])  # by a process for each
+def test_a_pair_is_measured(memory, monkeypatch):
     import_peer("timm")
     monkeypatch.setattr(side_by_side, "matrix_peak", lambda device, precision: 1e9)
-    plan = Plan(
-        [Workload("forward"), Workload("train", "bf16")], 2, rounds=2, least=0.0, prepare=define_missing_operators
-    )
+    workloads = [Workload("forward"), Workload("train", "bf16")]
+    plan = Plan(workloads, 2, rounds=2, least=0.0, memory=memory, prepare=define_missing_operators)
     rows = list(measure([Subject("swin", SWIN)], ["timm"], plan))
     assert [(row.library, row.mode) for row in rows] == [
         ("vitrail", "forward"), ("timm", "forward"), ("vitrail", "train"), ("timm", "train"),

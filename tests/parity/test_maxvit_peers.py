@@ -11,7 +11,8 @@ pytestmark = pytest.mark.peers
 
 SIZES = (224, 384, 512)
 WIDTHS = ("tiny", "small", "base", "large", "xlarge")
-FAST = {"maxvit_tiny_tf_224", "maxvit_small_tf_224", "maxvit_base_tf_224", "maxvit_large_tf_224", "maxvit_tiny_tf_384"}
+# Wider variants differ in names and shapes of parameters, which are compared for all.
+FAST = {"maxvit_tiny_tf_224", "maxvit_small_tf_224"}
 VARIANTS = [f"maxvit_{width}_tf_{size}" for width in WIDTHS for size in SIZES]
 TINY = {"img_size": 64, "embed_dim": (16, 32), "depths": (1, 2), "stem_width": 8, "num_classes": 7}
 
