@@ -82,7 +82,8 @@ def _recipe(mode, folder, table):
         "data": {"batch_size": 157, "loader": {"num_workers": 0}, **mode.get("data", {})},
         "model": dict(mode["model"]),
         "task": mode.get("task", {}),
-        "trainer": {"max_epochs": 3, "accelerator": "cpu", **mode["trainer"]},
+        # The precision that is found by timing may be another one in another run.
+        "trainer": {"max_epochs": 3, "accelerator": "cpu", "precision": "32-true", **mode["trainer"]},
         "run": {"dir": str(folder), "tensorboard": False, "seed": 7},
     }
     if content["data"].get("source") == "table":
