@@ -37,11 +37,10 @@ def skip_without(engine, *others):
 
 needs_openvino = skip_without("openvino")
 needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-# Among the fast tests ONNX has whole exports. There OpenVINO runs graphs of families, of sizes and in int8, torch those
-# of sizes, and Inductor, whose compiler takes a minute for a whole export, a small module.
-_MARKS = {"onnx": [], "inductor": [needs_compiler, pytest.mark.slow]}
+# Fast tests have whole exports of smaller graphs, or eager ones; Inductor's compiler takes a minute for an export.
+_MARKS = {"inductor": [needs_compiler]}
 FORMATS = [
-    pytest.param(engine, marks=[skip_without(engine), *_MARKS.get(engine, [pytest.mark.slow])]) for engine in PACKAGES
+    pytest.param(engine, marks=[skip_without(engine), pytest.mark.slow, *_MARKS.get(engine, [])]) for engine in PACKAGES
 ]
 
 

@@ -1,5 +1,7 @@
 """Exports of a trained run: equal to the run in every engine, complete, reproducible, without source paths."""
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -14,13 +16,15 @@ import torch
 
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import FORMATS, make_run, missing, needs_openvino, record, skip_without
+from tests.deploy.eager import run_eagerly
+from tests.deploy.exporting import FORMATS, missing, needs_openvino, record, skip_without
 from vitrail.cli.evaluate import _listing
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.images import read_image
 from vitrail.data.sources.opening import SOURCES, first_stream
+from vitrail.deploy.export.kinds import kind_of
 from vitrail.deploy.export.quantize import QuantizeSettings, Scheme, quantize_onnx
 from vitrail.deploy.export.scope import names_outside_onnx
 from vitrail.deploy.exported import load_exported, to_inputs
@@ -34,45 +38,57 @@ from vitrail.runs import load_trained
 QUICK = "--precision fp32 --budget 1s --threads 1".split()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
-
-
+# Among the fast tests ONNX has resized pixels alone, whose conversion takes half as long; the graph itself has both.
+ALONE = "onnx, resized pixels"
+CASES = [pytest.param(ALONE, marks=skip_without("onnx")), *FORMATS]
 # Named where any export does: the one that loads in the shortest time.
-QUICKEST = next(engine for engine in ("onnx", "openvino", "torch") if not missing(engine))
+QUICKEST = next(case for case in (ALONE, "openvino", "torch") if not missing(case.partition(",")[0]))
+
+
+def without_photographs(card):
+    return dataclasses.replace(kind_of(card), describe=lambda *_: ({}, "this export has none"))
 
 
 @pytest.fixture(scope="module")
 def exported(run):
-    """Engine -> folder of its export with a heatmap, made when first asked for."""
+    """Case -> folder of its export with a heatmap, made when first asked for."""
     made, programs = {}, {}
     module = importlib.import_module("vitrail.deploy.export.export")
     trace = module.trace
 
     def traced_once(graph, *args):
-        key = (*graph.outputs, *map(str, args))
+        key = (*graph.outputs, *map(str, args), *graph.stored)
         if key not in programs:
             programs[key] = trace(graph, *args)
         return programs[key]
 
-    def get(engine):
-        if engine not in made:
-            out = run.parent / engine
+    def get(case):
+        if case not in made:
+            out = run.parent / case
+            engine = "torch" if case == "eager" else case.partition(",")[0]
             words = ["--format", engine, "--include", "embedding", "heatmap", *QUICK]
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(module, "trace", traced_once)
+            with pytest.MonkeyPatch.context() as patch, run_eagerly() if case == "eager" else contextlib.nullcontext():
+                if case != "eager":
+                    patch.setattr(module, "trace", traced_once)
+                if case == ALONE:
+                    patch.setattr(module, "kind_of", without_photographs)
                 assert main(["export", str(run), "--out", str(out), *words]) == 0
-            made[engine] = out
-        return made[engine]
+            made[case] = out
+        return made[case]
 
     return get
 
 
 @pytest.fixture(scope="module")
 def loaded(exported):
-    """Engine -> its loaded export."""
-    return functools.cache(lambda engine: load_exported(exported(engine), threads=1))
+    """Case -> its loaded export."""
+
+    @functools.cache
+    def get(case):
+        with run_eagerly() if case == "eager" else contextlib.nullcontext():
+            return load_exported(exported(case), threads=1)
+
+    return get
 
 
 def _images(run, **changes):
@@ -83,7 +99,7 @@ def _images(run, **changes):
     return open_data(trained.card.as_trained(load_run_recipe(run / "recipe.yaml").data), trained.card.img_size)
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", CASES)
 def test_an_export_equals_its_run(loaded, run, engine):
     images = _images(run)
     batch = images.batch(images.indices("train")[:5])
@@ -96,7 +112,7 @@ def test_an_export_equals_its_run(loaded, run, engine):
     assert torch.equal(export.classify(batch)[0], torch.from_numpy(found["logits"]))
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", CASES)
 def test_files_classify_as_with_the_run(exported, run, engine, capsys):
     folder = run.parent / "pictures" / "val"
     assert main(["predict", str(run), str(folder)]) == 0
@@ -108,7 +124,7 @@ def test_files_classify_as_with_the_run(exported, run, engine, capsys):
     assert np.allclose([*map(float, digits.findall(found))], [*map(float, digits.findall(wanted))], atol=2e-6)
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", ["eager", *FORMATS])
 def test_photographs_of_any_size_give_what_resized_pixels_give(loaded, run, engine):
     export = loaded(engine).export
     files = [file for file in sorted((run.parent / "pictures").rglob("*.*")) if file.suffix in (".png", ".bmp")]
@@ -121,7 +137,7 @@ def test_photographs_of_any_size_give_what_resized_pixels_give(loaded, run, engi
         np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=0, atol=0.02 * abs(wanted["logits"]).max())
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", CASES)
 def test_no_file_holds_paths_of_this_machine(exported, run, engine):
     paths = [str(Path(vitrail.__file__).parent), str(Path(torch.__file__).parent), str(run.parent)]
     for file in (exported(engine) / "1").iterdir():
@@ -130,12 +146,14 @@ def test_no_file_holds_paths_of_this_machine(exported, run, engine):
 
 
 @skip_without("onnx", "nncf")
-def test_an_onnx_model_is_quantised_but_for_preprocessing_and_heatmap(exported, run, tmp_path):
+@pytest.mark.slow_cases("onnx")
+@pytest.mark.parametrize("case", [ALONE, "onnx"])
+def test_an_onnx_model_is_quantised_but_for_preprocessing_and_heatmap(exported, run, tmp_path, case):
     onnx = pytest.importorskip("onnx")
-    file = exported("onnx") / "1" / ENGINES["onnx"]
+    file = exported(case) / "1" / ENGINES["onnx"]
     original, model = onnx.load(file), load_trained(run).model
     pixels = np.random.default_rng(1).integers(0, 256, (12, 3, 16, 16)).astype(np.uint8)
-    images = {"image": pixels, "image_resized": pixels}
+    images = dict.fromkeys([port.name for port in original.graph.input], pixels)
     made = quantize_onnx(original, images, images, Scheme(0.95), QuantizeSettings(threads=1))
     onnx.save_model(made, tmp_path / "int8.onnx")
     plain, quantised = OnnxEngine(file, "fp32", 1), OnnxEngine(tmp_path / "int8.onnx", "int8", 1)
@@ -154,6 +172,8 @@ def test_an_onnx_model_is_quantised_but_for_preprocessing_and_heatmap(exported, 
         assert not set(users.get(node.output[0], ())) & names
     found, wanted = (engine.run({name: x[:4] for name, x in images.items()}) for engine in (quantised, plain))
     assert 0 < np.abs(found["logits"] - wanted["logits"]).max() < 0.5 * np.abs(wanted["logits"]).max()
+    if case == ALONE:
+        return
     # A picture of the model's size gives what resized pixels give.
     none = np.zeros((0, 3, 16, 16), np.uint8)
     pairs = ({"image": pixels, "image_resized": none}, {"image": none, "image_resized": pixels})
@@ -172,14 +192,16 @@ def test_two_exports_are_one_file(exported, run, tmp_path):
     assert again["files"]["model.xml"] == first["files"]["model.xml"]
 
 
-@pytest.mark.parametrize("engine", FORMATS)
+@pytest.mark.parametrize("engine", CASES)
 def test_the_readme_runs_with_the_engine_alone(exported, loaded, engine, monkeypatch, capsys):
     folder = exported(engine) / "1"
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)
     monkeypatch.chdir(folder)
     capsys.readouterr()
     exec(code, {})
-    black = loaded(engine).export.run({"image": np.zeros((1, 3, 480, 640), np.uint8)})["probabilities"].argmax(1)
+    export = loaded(engine).export
+    name, shape = ("image_resized", (16, 16)) if engine == ALONE else ("image", (480, 640))
+    black = export.run({name: np.zeros((1, 3, *shape), np.uint8)})["probabilities"].argmax(1)
     assert [*map(int, re.findall(r"\d+", capsys.readouterr().out))] == black.tolist()
 
 
@@ -194,7 +216,7 @@ def test_the_readme_runs_with_the_engine_alone(exported, loaded, engine, monkeyp
     ],
 )
 def test_other_types_and_sizes_are_refused(loaded, change, message):
-    export = loaded(QUICKEST).export
+    export = loaded("eager").export
     pixels = np.zeros((2, 3, 16, 16), np.uint8)
     export.run({"image_resized": pixels})
     with pytest.raises(ShapeError, match=message):
@@ -208,7 +230,7 @@ def test_a_changed_export_is_refused(exported, tmp_path, capsys):
     folder = shutil.copytree(exported(QUICKEST), tmp_path / "copy")
     assert main(["export", "--check", str(folder)]) == 0
     edited = record(folder)
-    model = folder / "1" / ENGINES[QUICKEST]
+    model = folder / "1" / ENGINES[QUICKEST.partition(",")[0]]
     content = model.read_bytes()
     model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(RunError, match="is not the exported file"):

@@ -105,8 +105,8 @@ def test_without_gains_the_drop_bound_is_that_of_the_losses(n, losses):
 
 def test_drop_bound_orders_and_stays_under_the_changed_decisions():
     rng = np.random.default_rng(2)
-    for _ in range(6):
-        n = int(rng.integers(20, 800))
+    for _ in range(4):
+        n = int(rng.integers(20, 300))
         b, c = (int(x) for x in rng.integers(0, 8, 2))
         bound = drop_bound(n, b, c)
         assert (b - c) / n <= bound <= 1 - agreement_bound(n, b + c) + 1e-6

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import export, make_run, record
+from tests.deploy.exporting import export, record
 from vitrail.deploy.export import budget as of_budget
 from vitrail.deploy.export import calibrate, candidates
 from vitrail.deploy.export.budget import BUILDING, Budget, conversion
@@ -29,11 +29,6 @@ class Clock:
 @pytest.fixture
 def clock():
     return Clock()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
 
 
 def test_a_step_fits_if_it_ends_within_its_share(clock):

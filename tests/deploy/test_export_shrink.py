@@ -8,7 +8,7 @@ import torch
 
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import FORMATS, LONG, export, make_run, record
+from tests.deploy.exporting import FORMATS, LONG, export, record
 from vitrail.deploy.export import convert
 from vitrail.deploy.export.candidates import list_variants
 from vitrail.deploy.export.graph import ExportGraph
@@ -17,11 +17,6 @@ from vitrail.deploy.export.verdict import Verdict
 from vitrail.engines.load import difference, open_engine
 from vitrail.errors import ConfigError
 from vitrail.runs.trained import load_classifier
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

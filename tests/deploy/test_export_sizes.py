@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.deploy.eager import engines as engines
-from tests.deploy.exporting import export, make_run, needs_openvino, record, skip_without
+from tests.deploy.exporting import export, needs_openvino, record, skip_without
 from tests.deploy.test_export_families import CASES, check, trained
 from tests.tiers import fast_first
 from vitrail.cli.export import main as export_main
@@ -89,7 +89,7 @@ def images(model, sizes, count=2):
     }
 
 
-def run(engine, graph, batch):
+def compute(engine, graph, batch):
     return engine.run({entry.name: batch[entry.stream].numpy() for entry in graph.inputs})
 
 
@@ -102,7 +102,7 @@ def test_any_size_equals_the_run_in_openvino(traced, converted, name):
     mixed = [SIZES[: len(least)]] if len(least) > 1 else []
     for sizes in [*([size] * len(least) for size in SIZES), *mixed, least]:
         batch = images(model, sizes)
-        check(model, run(engine, graph, batch), batch, graph.include)
+        check(model, compute(engine, graph, batch), batch, graph.include)
 
 
 @pytest.mark.parametrize("engine", [pytest.param("onnx", marks=[skip_without("onnx"), pytest.mark.slow]), "torch"])
@@ -112,7 +112,7 @@ def test_any_size_in_other_engines(traced, converted, name, engine):
     loaded = open_engine(converted(name, engine), engine, "fp32", 1)
     for size in SIZES:
         batch = images(model, [size] * len(model.card.streams))
-        check(model, run(loaded, graph, batch), batch, graph.include)
+        check(model, compute(loaded, graph, batch), batch, graph.include)
 
 
 def test_an_engine_that_differs_at_another_size_is_left_out(traced, converted, monkeypatch, tmp_path):
@@ -190,18 +190,13 @@ def test_sizes_below_a_patch_are_refused():
 OPENVINO = "--format openvino --precision fp32".split()
 
 
-@pytest.fixture(scope="module")
-def trained_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
-
-
 @pytest.mark.usefixtures("engines")
-def test_a_fixed_size_of_a_run(trained_run, tmp_path, capsys):
-    assert export(trained_run, tmp_path / "wide", *OPENVINO, "--image-size", "24", "40") == 0
+def test_a_fixed_size_of_a_run(run, tmp_path, capsys):
+    assert export(run, tmp_path / "wide", *OPENVINO, "--image-size", "24", "40") == 0
     exported = load_exported(tmp_path / "wide", threads=1)
     assert [entry["shape"] for entry in exported.export.record["inputs"]] == [[None, 3, None, None], [None, 3, 24, 40]]
     capsys.readouterr()
-    files = str(trained_run.parent / "pictures" / "val")
+    files = str(run.parent / "pictures" / "val")
     assert main(["predict", str(tmp_path / "wide"), files]) == 0
     assert "class" in capsys.readouterr().out
     with pytest.raises(ShapeError, match="24, 40"):
@@ -213,14 +208,14 @@ def test_a_fixed_size_of_a_run(trained_run, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("engines")
-def test_any_size_of_a_run(trained_run, tmp_path, capsys):
-    assert export(trained_run, tmp_path / "any", *OPENVINO, "--image-size", "any") == 0
+def test_any_size_of_a_run(run, tmp_path, capsys):
+    assert export(run, tmp_path / "any", *OPENVINO, "--image-size", "any") == 0
     loaded = load_export(tmp_path / "any", threads=1)
     assert list(loaded.entries) == ["resized"]
     assert "neither cropped nor resized" in loaded.record["no_photographs"]
     from vitrail.runs.trained import load_classifier
 
-    model = load_classifier(trained_run)
+    model = load_classifier(run)
     for size in ((16, 16), (9, 9), (33, 90)):
         pixels = np.random.default_rng(0).integers(0, 256, (2, 3, *size), dtype=np.uint8)
         wanted = model.classify(torch.from_numpy(pixels).float() / 255)[0]
@@ -231,7 +226,7 @@ def test_any_size_of_a_run(trained_run, tmp_path, capsys):
     assert record(tmp_path / "any")["inputs"][0]["least"] == [9, 9]
     assert "the smallest size is 9 x 9 pixels" in (tmp_path / "any" / "1" / "README.md").read_text()
     capsys.readouterr()
-    assert main(["predict", str(tmp_path / "any"), str(trained_run.parent / "pictures" / "val")]) == 0
+    assert main(["predict", str(tmp_path / "any"), str(run.parent / "pictures" / "val")]) == 0
 
 
 @pytest.mark.parametrize("words", [["all"], ["16", "any"], ["0"], ["1", "2", "3"]])

@@ -42,7 +42,7 @@ def test_the_true_drop_is_rarely_above_the_bound(kind, n, labels, share):
 )
 @pytest.mark.fast_cases("20-1-0.95", "73-4-0.95")
 def test_equal_rankings_have_the_bound_of_clopper_and_pearson(positives, labels, level):
-    targets = np.ones((310, labels), bool)
+    targets = np.ones((positives + 10, labels), bool)
     targets[positives:, 0] = False
     scores = np.random.default_rng(0).normal(size=targets.shape)
     found = bound_precision_drop(targets, scores, scores, level, resamples=3000)

@@ -7,7 +7,6 @@ import pytest
 import tifffile
 import torch
 
-from tests.deploy.exporting import make_run
 from tests.images import save_image
 from tests.settings import data_config
 from vitrail.cli.recipes import load_run_recipe
@@ -49,6 +48,18 @@ def test_pictures_are_resized_to_the_same_levels(target, how):
     far = (found - wanted).abs()
     assert far.max() < 1.01
     assert (far > 0.5).float().mean() <= 0.001
+
+
+@pytest.mark.fast_cases("levels")
+@pytest.mark.parametrize("filter", ["levels", "bilinear", "bicubic"])
+def test_the_traced_resize_takes_photographs_of_any_size(filter):
+    resize, sides = ResizeStored(stored(filter, (20, 40))), {2: "height", 3: "width"}
+    axes = {0: torch.export.Dim("batch", min=0, max=64)}
+    axes |= {axis: torch.export.Dim(side, min=1, max=65535) for axis, side in sides.items()}
+    program = torch.export.export(resize, (pixels((45, 61))[None].repeat(2, 1, 1, 1),), dynamic_shapes=(axes,)).module()
+    for size in SIZES:
+        assert torch.equal(program(pixels(size)[None]), resize(pixels(size)[None]))
+    assert program(pixels((9, 12))[None][:0]).shape == (0, 3, 20, 40)
 
 
 @pytest.mark.parametrize("how", ["crop", "squash"])
@@ -114,8 +125,7 @@ def test_both_entries_give_what_evaluation_sees(spectral, crop_pct):
             assert (far > 1e-4).float().mean() < 0.03  # of edges also its neighbours
 
 
-def test_stored_values_of_a_run_are_described(tmp_path):
-    run = make_run(tmp_path)
+def test_stored_values_of_a_run_are_described(run, tmp_path):
     data = load_run_recipe(run / "recipe.yaml").data
     trained = load_trained(run)
     found, lacks = stored_pixels(trained.card, data, open_images(_folder(run), trained.card, data).data)

@@ -178,13 +178,13 @@ def _largest_probability(n: int, drop: float, most: Doubles) -> float:
     """Maximise over discordance rates the probability of the outcomes of :func:`_most_losses`."""
     drop = max(drop, 1e-9)
     rates = np.unique(np.r_[np.geomspace(drop, 1, _GRID), drop, 1.0].clip(drop, 1))
-    first = np.floor(binom.ppf(_NEGLIGIBLE, n, rates)).clip(0)
-    width = int((binom.isf(_NEGLIGIBLE, n, rates) - first).max()) + 1
-    counts = (first[:, None] + np.arange(width)).clip(max=n)
-    repeated = np.diff(counts, axis=1, prepend=-1) == 0
-    rate = rates[:, None]
-    inside = binom.cdf(most[counts.astype(np.int64)], counts, np.minimum((1 + drop / rate) / 2, 1))
-    return float((np.where(repeated, 0, binom.pmf(counts, n, rate)) * inside).sum(axis=1).max())
+    # The counts that are not negligible, of one rate after the other.
+    first = binom.ppf(_NEGLIGIBLE, n, rates).clip(0).astype(np.int64)
+    lengths = binom.isf(_NEGLIGIBLE, n, rates).astype(np.int64) - first + 1
+    starts = np.cumsum(lengths) - lengths
+    counts, rate = np.arange(lengths.sum()) - np.repeat(starts - first, lengths), np.repeat(rates, lengths)
+    inside = binom.cdf(most[counts], counts, np.minimum((1 + drop / rate) / 2, 1))
+    return float(np.add.reduceat(binom.pmf(counts, n, rate) * inside, starts).max())
 
 
 def _check(n: int, misses: int, level: float) -> None:
