@@ -14,7 +14,7 @@ from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.report.audit_brief import audit_brief
 from vitrail.report.brief import Answer, brief_markdown, listed, per_hundred, per_hundred_between
 from vitrail.report.glossary import terms_in
-from vitrail.report.run_brief import QUESTIONS, cautions, how_good, run_brief, unseen, what_was_trained
+from vitrail.report.run_brief import QUESTIONS, how_good, ranked_cautions, run_brief, unseen, what_was_trained
 from vitrail.report.run_facts import ClassFacts, GroupFacts, RunFacts, read_facts
 from vitrail.report.suite_brief import suite_brief
 
@@ -32,6 +32,10 @@ def _with(**changes):
     return dataclasses.replace(FACTS, **changes)
 
 
+def _cautions(facts):
+    return [line for _, line in ranked_cautions(facts)]
+
+
 def test_a_good_run_is_told_in_three_sentences():
     assert what_was_trained(FACTS) == (
         "A model (swin) was trained on 610 images of bees to tell apart 2 classes (ant and bee); "
@@ -41,7 +45,7 @@ def test_a_good_run_is_told_in_three_sentences():
         "About 94 of 100 unseen images are classified correctly (between 91 and 96 of 100, with 95 % confidence): "
         "376 of 400 images. None of them was used in training."
     )
-    (only,) = cautions(FACTS)
+    (only,) = _cautions(FACTS)
     assert "also an image that shows none of them" in only
     assert [answer.question for answer in run_brief([FACTS])] == list(QUESTIONS)
 
@@ -98,7 +102,7 @@ def test_images_that_were_seen_are_never_called_unseen(changes, said):
 def test_groups_are_named_and_what_is_known_of_them(groups, said, caution):
     facts = _with(groups=groups)
     assert said in how_good(facts)
-    assert caution in " ".join(cautions(facts))
+    assert caution in " ".join(_cautions(facts))
     if groups.what == "field":
         assert "from 3 fields (F1, F2 and F3)" in how_good(facts)
 
@@ -135,20 +139,20 @@ WEAK = (ClassFacts("ant", 200, 0.3, 300), ClassFacts("bee", 200, 0.98, 310))
     ],
 )  # fmt: skip
 def test_each_recorded_fact_has_its_caution_and_no_other_run_has_it(changes, said):
-    assert said in " ".join(cautions(_with(**changes)))
-    assert said not in " ".join(cautions(FACTS))
+    assert said in " ".join(_cautions(_with(**changes)))
+    assert said not in " ".join(_cautions(FACTS))
 
 
 @pytest.mark.parametrize("changes", [{"ece": 0.05, "ece_of_chance": 0.06}, {"ece": 0.02, "ece_of_chance": 0.01}])
 def test_a_calibration_error_of_chance_or_without_weight_is_no_caution(changes):
-    assert "robabilities" not in " ".join(cautions(_with(**changes)))
+    assert "robabilities" not in " ".join(_cautions(_with(**changes)))
 
 
 def test_several_labels_are_told_as_such():
     facts = _with(multi_label=True, accuracy=0.61, low=0.55, high=0.66)
     assert "to find 2 labels (ant and bee)" in what_was_trained(facts)
     assert how_good(facts).startswith("All labels are correct in about 61 of 100 unseen images (between 55 and 66")
-    assert "one of its classes" not in " ".join(cautions(facts))
+    assert "one of its classes" not in " ".join(_cautions(facts))
 
 
 def test_a_page_of_several_runs_names_them_and_says_the_common_once():

@@ -104,9 +104,8 @@ def explain_by_run(trained: TrainedModel, methods: Settings, target: int | None 
 
 
 def explain_images(
-    trained: TrainedModel, data: ImageData, indices: Sequence[int], methods: Settings, *, target: int | None = None,
-    batch_size: int = 16,
-) -> Iterator[Explained]:  # fmt: skip
+    trained: TrainedModel, data: ImageData, indices: Sequence[int], methods: Settings, *, target: int | None = None
+) -> Iterator[Explained]:
     """Explain images, with one batch in memory at a time.
 
     Args:
@@ -115,12 +114,11 @@ def explain_images(
         indices: Indices into the data.
         methods: Method -> its settings.
         target: Index of the class to explain; the predicted one of each image by default.
-        batch_size: Images in a batch.
 
     Raises:
         ConfigError: A method that does not support the model, or an invalid value of a setting.
     """
-    yield from _explained(trained.card, data, indices, explain_by_run(trained, methods, target), batch_size)
+    yield from _explained(trained.card, data, indices, explain_by_run(trained, methods, target), 16)
 
 
 def _explained(

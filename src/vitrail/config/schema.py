@@ -487,7 +487,7 @@ class Recipe:
         """Convert to nested plain values, the model's settings beside its name, as in YAML."""
         content = dataclasses.asdict(self)
         content["model"] = {k: v for k, v in content["model"].items() if k != "settings"} | self.model.settings
-        return {part: {k: _plain(v) for k, v in values.items()} for part, values in content.items()}
+        return {part: {k: plain(v) for k, v in values.items()} for part, values in content.items()}
 
     @property
     def run_dir(self) -> str:
@@ -507,11 +507,12 @@ def flat_settings(recipe: Recipe) -> dict[str, Any]:
     return result
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Convert dataclasses and tuples inside a value to the dicts and lists of JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

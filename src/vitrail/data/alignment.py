@@ -214,11 +214,11 @@ def _step(first: Tensor, second: Tensor, scale: Tensor, shift: Tensor) -> tuple[
     return scale, shift
 
 
-def _correlation(x: Tensor, y: Tensor, mask: Tensor, centred: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def _correlation(x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Correlate masked images; also return gain and offset of the regression of the second on the first."""
     number = mask.sum((1, 2)).clamp(min=1)
-    mean_x = (x * mask).sum((1, 2)) / number * centred
-    mean_y = (y * mask).sum((1, 2)) / number * centred
+    mean_x = (x * mask).sum((1, 2)) / number
+    mean_y = (y * mask).sum((1, 2)) / number
     x, y = (x - mean_x[:, None, None]) * mask, (y - mean_y[:, None, None]) * mask
     product, own, other = (x * y).sum((1, 2)), x.square().sum((1, 2)), y.square().sum((1, 2))
     gain = product / own.clamp(min=1e-9)

@@ -491,6 +491,6 @@ def _merging(names: Sequence[str], known: Sequence[str]) -> str:
     return ", merge them with data.classes.merge similar" if all(similar_key(name) in near for name in names) else ""
 
 
-def _few_numbers(numbers: range, most: int = 6) -> str:
-    shown = ",".join(map(str, numbers[:most]))
-    return shown if len(numbers) <= most else f"{shown},...,{numbers[-1]}"
+def _few_numbers(numbers: range) -> str:
+    shown = ",".join(map(str, numbers[:6]))
+    return shown if len(numbers) <= 6 else f"{shown},...,{numbers[-1]}"

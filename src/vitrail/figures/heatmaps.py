@@ -87,9 +87,7 @@ def concentration(heat: Array) -> float:
     return float(values[: max(1, round(SHARE * values.size))].sum()) / total if total > 0 else SHARE
 
 
-def draw_cells(
-    cells: Sequence[Sequence[Cell | None]], labels: Sequence[str], unit: str, title: str = "", note: str = ""
-) -> Figure:
+def draw_cells(cells: Sequence[Sequence[Cell | None]], labels: Sequence[str], unit: str, title: str = "") -> Figure:
     """Draw panels in rows and columns, all maps of a kind on one scale.
 
     Args:
@@ -97,7 +95,6 @@ def draw_cells(
         labels: One for each row.
         unit: Of the maps, :data:`EVEN` or :data:`RANK`.
         title: Above all.
-        note: Below all.
     """
     present = [cell for row in cells for cell in row if cell is not None]
     ratio = np.mean([cell.picture.shape[0] / cell.picture.shape[1] for cell in present])
@@ -127,7 +124,7 @@ def draw_cells(
         )
         bar.ax.tick_params(labelsize=7)
     if title:
-        head(figure, title, f"{note} {_NOTE}".strip() if scales else note)
+        head(figure, title, _NOTE if scales else "")
     return figure
 
 

@@ -82,16 +82,13 @@ MLPS: Mapping[str, type[Mlp] | type[SwiGlu]] = {"mlp": Mlp, "swiglu": SwiGlu}
 _ACTIVATIONS = {"mlp": "gelu", "swiglu": "silu"}
 
 
-def make_mlp(
-    name: str, dim: int, hidden_dim: int, out_dim: int | None = None, act_layer: str | None = None, drop: float = 0.0
-) -> nn.Module:
+def make_mlp(name: str, dim: int, hidden_dim: int, act_layer: str | None = None, drop: float = 0.0) -> nn.Module:
     """Make an MLP by its name in :data:`MLPS`.
 
     Args:
         name: "mlp" or "swiglu".
         dim: Number of channels of the input.
         hidden_dim: Number of channels of the hidden layer.
-        out_dim: Number of channels of the output; ``dim`` when not given.
         act_layer: Name of the activation; when not given GELU for "mlp" and SiLU for "swiglu".
         drop: Dropout rate in training.
 
@@ -99,4 +96,4 @@ def make_mlp(
         ConfigError: An unknown name.
     """
     check_named("mlp_layer", name, MLPS)
-    return MLPS[name](dim, hidden_dim, out_dim, act_layer or _ACTIVATIONS[name], drop)
+    return MLPS[name](dim, hidden_dim, act_layer=act_layer or _ACTIVATIONS[name], drop=drop)

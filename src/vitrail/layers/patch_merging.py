@@ -56,18 +56,15 @@ class PatchMerging(nn.Module):
     Args:
         dim: Channels before merging.
         out_dim: Channels after; ``2 * dim`` when not given.
-        norm_eps: Epsilon of the norm.
         norm_layer: Name of the norm, see :mod:`vitrail.layers.norms`.
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.1; order of the neighbours as in the authors' code.
     """
 
-    def __init__(
-        self, dim: int, out_dim: int | None = None, norm_eps: float = 1e-5, norm_layer: str = "layernorm"
-    ) -> None:
+    def __init__(self, dim: int, out_dim: int | None = None, norm_layer: str = "layernorm") -> None:
         super().__init__()
         self.dim = dim
-        self.norm = make_norm(norm_layer, 4 * dim, norm_eps)
+        self.norm = make_norm(norm_layer, 4 * dim, 1e-5)
         self.reduction = nn.Linear(4 * dim, 2 * dim if out_dim is None else out_dim, bias=False)
         self.tap = AttentionTap()
 

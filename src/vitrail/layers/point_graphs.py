@@ -232,16 +232,15 @@ class EdgeConv(nn.Module):
     Args:
         in_channels: Channels of a point.
         out_channels: Channels of the result.
-        negative_slope: Of the leaky ReLU.
 
     Source: arXiv:1801.07829, section 3.1 and the authors' code.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, negative_slope: float = 0.2) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.fc = nn.Linear(2 * in_channels, out_channels, bias=False)
         self.bn = MaskedBatchNorm(out_channels)
-        self.act = nn.LeakyReLU(negative_slope)
+        self.act = nn.LeakyReLU(0.2)
 
     def forward(self, x: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``(B, N, C)`` to ``(B, N, C')``; ``index`` and ``mask`` are those of :class:`VNEdgeConv`."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vitrail.catalogue import Catalogue, FamilyFacts, Part, Result, Setting, StreamFacts, Variant, to_json
+from vitrail.config.schema import plain
 from vitrail.files import write_text
 from vitrail.models.family import Family
 from vitrail.models.profile import Step, count_parameters, example_inputs, walk
@@ -34,7 +35,7 @@ def describe_family(family: Family) -> FamilyFacts:
         model = family.build(family.config(**family.test_config))
     first = _prose((inspect.getdoc(type(model)) or family.name).split("\n\n")[0])
     meanings = _attribute_docs(family.config)
-    settings = {f.name: Setting(_plain(_default(f)), meanings.get(f.name, "")) for f in _own_first(family.config)}
+    settings = {f.name: Setting(plain(_default(f)), meanings.get(f.name, "")) for f in _own_first(family.config)}
     return FamilyFacts(first.rstrip("."), family.source, settings)
 
 
@@ -59,7 +60,7 @@ def describe_variant(name: str) -> Variant:
         parameters=count_parameters(model),
         multiply_adds=sum(step.multiply_adds for step in steps),
         published=family.published.get(name),
-        settings=_plain(settings),
+        settings=plain(settings),
         parts=tuple(_parts(steps)),
         results=tuple(_results(family, name)),
     )
@@ -127,17 +128,6 @@ def _default(f: dataclasses.Field[Any]) -> Any:
     if f.default_factory is not dataclasses.MISSING:
         return f.default_factory()
     return None if f.default is dataclasses.MISSING else f.default
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON would give it back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _attribute_docs(config: type[Any]) -> dict[str, str]:

@@ -125,6 +125,16 @@ def names_of(subjects: Sequence[Subject]) -> str:
     return "; ".join(subject.told for subject in subjects)
 
 
+def names_with_splits(runs: Sequence[LoadedRun]) -> str:
+    """List runs, each with its evaluated split."""
+    return ", ".join(f"{run.label} ({run.split_name})" for run in runs)
+
+
+def interval_of(low: float | None, high: float | None) -> str:
+    """Format an interval; empty where an end is missing."""
+    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
 def several(subjects: Sequence[Subject]) -> str:
     """How numbers of more than one run are brought together, for a caption; nothing where each has one."""
     return " Means over the runs of a variant." if any(len(s.parts) > 1 for s in subjects) else ""

@@ -31,7 +31,9 @@ from vitrail.report.evaluated import (
     LoadedRun,
     Section,
     Subject,
+    interval_of,
     mixed_up,
+    names_with_splits,
     no_confusion,
     sections_of,
 )
@@ -144,7 +146,7 @@ def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> LoadedRun:
 
 def _results(table: pd.DataFrame, runs: list[LoadedRun]) -> Section:
     caption = (
-        f"From metrics.json and metrics.csv of {_names_with_splits(runs)}. Multiply-adds of one image; speeds as "
+        f"From metrics.json and metrics.csv of {names_with_splits(runs)}. Multiply-adds of one image; speeds as "
         "measured on the machine named under each run; that two intervals overlap or not is no test of a difference"
     )
     return Section("Summary", _summary(table, runs), tables=[Table("results", caption + ".", table, _RESULTS)])
@@ -196,18 +198,16 @@ def _facts(runs: list[LoadedRun]) -> list[dict[str, str]]:
     metrics = runs[0].metrics
     intervals = metrics.get("intervals", {}).get("measures", {})
 
-    def between(pair: Sequence[float] | None) -> str:
-        return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
-
     share = "all labels correct" if "map" in metrics else "accuracy"
-    interval = (metrics["accuracy_low"], metrics["accuracy_high"])
-    facts = [{"name": share, "value": f"{metrics['accuracy']:.3f}", "note": between(interval)}]
+    note = interval_of(metrics["accuracy_low"], metrics["accuracy_high"])
+    facts = [{"name": share, "value": f"{metrics['accuracy']:.3f}", "note": note}]
     if (clips := metrics.get("clips")) is not None:
         note = f"{share} averages {clips['views']} x {plural(clips['crops'], 'clip')} of each video"
         facts.append({"name": f"{share} of single clips", "value": f"{clips['accuracy']:.3f}", "note": note})
     for key, name in (("map", "mean average precision"), ("f1_macro", "macro F1")):
         if metrics.get(key) is not None:
-            facts.append({"name": name, "value": f"{metrics[key]:.3f}", "note": between(intervals.get(key))})
+            note = interval_of(*(intervals.get(key) or (None, None)))
+            facts.append({"name": name, "value": f"{metrics[key]:.3f}", "note": note})
     if (found := metrics.get("calibration")) is not None:
         after = found.get("ece_after")
         note = "" if after is None else f"{after:.3f} after temperature"
@@ -245,7 +245,7 @@ def _confusion(runs: list[LoadedRun]) -> tuple[Picture, Figure | None]:
     return Picture(
         "confusion",
         CONFUSION,
-        f"Images of {_names_with_splits(runs)}: counts, and per cent of the true class with classes that are often "
+        f"Images of {names_with_splits(runs)}: counts, and per cent of the true class with classes that are often "
         "confused side by side. The colour is the share of the true class. From confusion.csv.",
         "Confusion matrix of each run; " + "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items()),
     ), draw_confusion(tables)
@@ -314,10 +314,6 @@ def _compared(run: LoadedRun, found: SideBySide) -> tuple[Picture, Figure]:
         "Images beside the attributions of several methods",
     )
     return picture, draw_cells(found.cells, found.labels, RANK)
-
-
-def _names_with_splits(runs: list[LoadedRun]) -> str:
-    return ", ".join(f"{run.label} ({run.split_name})" for run in runs)
 
 
 def _names(runs: list[LoadedRun]) -> str:

@@ -25,7 +25,17 @@ from vitrail.figures.training import convergence
 from vitrail.report import measured
 from vitrail.report.brief import Answer, listed, per_hundred, per_hundred_between
 from vitrail.report.data import data_sections, read_known
-from vitrail.report.evaluated import CONFUSION, LoadedRun, Section, Subject, mixed_up, sections_of, who
+from vitrail.report.evaluated import (
+    CONFUSION,
+    LoadedRun,
+    Section,
+    Subject,
+    interval_of,
+    mixed_up,
+    names_with_splits,
+    sections_of,
+    who,
+)
 from vitrail.report.export import exports
 from vitrail.report.run_brief import QUESTIONS
 from vitrail.report.side_by_side import EXPLANATIONS, MISTAKES
@@ -101,16 +111,12 @@ def write_parts_report(
     )
 
 
-def _whose(runs: Sequence[LoadedRun]) -> str:
-    return ", ".join(f"{run.label} ({run.split_name})" for run in runs)
-
-
 def _results(runs: Sequence[LoadedRun]) -> Section:
     table = results_table([run.folder for run in runs], _MEASURES)
     caption = (
-        f"From metrics.json and metrics.csv of {_whose(runs)}. mIoU: the mean over the parts that occur of the "
-        "intersection over union of the points of all point clouds; the mean mIoU of a point cloud takes its own parts "
-        "alone. Intervals are over point clouds; that two intervals overlap or not is no test of a difference."
+        f"From metrics.json and metrics.csv of {names_with_splits(runs)}. mIoU: the mean over the parts that occur of "
+        "the intersection over union of the points of all point clouds; the mean mIoU of a point cloud takes its own "
+        "parts alone. Intervals are over point clouds; that two intervals overlap or not is no test of a difference."
     )
     return Section("Summary", [_how_good(run) for run in runs], tables=[Table("results", caption, table, _RESULTS)])
 
@@ -131,8 +137,8 @@ def _confusion(runs: Sequence[LoadedRun]) -> tuple[Picture, Figure]:
     return Picture(
         "confusion",
         CONFUSION,
-        f"Labelled points of {_whose(runs)}: counts, and per cent of the true part with parts that are often confused "
-        "side by side. The colour is the share of the true part. From confusion.csv.",
+        f"Labelled points of {names_with_splits(runs)}: counts, and per cent of the true part with parts that are "
+        "often confused side by side. The colour is the share of the true part. From confusion.csv.",
         "Confusion matrix of the parts; " + "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items()),
     ), draw_confusion(tables)
 
@@ -143,7 +149,7 @@ def _parts(runs: Sequence[LoadedRun]) -> Section:
     several = [who([Subject(run.label, [run.part]) for run in runs])] if len(runs) > 1 else []
     columns = [Column("part", "part", "text"), *several, Column("points", "points", "count"),
                Column("iou", "IoU", "share", "low", "high")]  # fmt: skip
-    caption = f"Intersection over union of each part, the weakest first. From parts.csv of {_whose(runs)}."
+    caption = f"Intersection over union of each part, the weakest first. From parts.csv of {names_with_splits(runs)}."
     return Section("Parts", [], [], [Table("parts", caption, frame, columns, most=60)])
 
 
@@ -214,7 +220,7 @@ def _facts(runs: Sequence[LoadedRun]) -> list[dict[str, str]]:
         {
             "name": told,
             "value": f"{metrics[name]:.3f}",
-            "note": _between(metrics[f"{name}_low"], metrics[f"{name}_high"]),
+            "note": interval_of(metrics[f"{name}_low"], metrics[f"{name}_high"]),
         }
         for name, told in names.items()
     ]
@@ -224,10 +230,6 @@ def _facts(runs: Sequence[LoadedRun]) -> list[dict[str, str]]:
     note = f"{efficiency['gmacs']:.3g} G multiply-adds"
     facts.append({"name": "parameters", "value": f"{efficiency['parameters']:,}", "note": note})
     return facts
-
-
-def _between(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def _named(run: LoadedRun, runs: Sequence[LoadedRun], line: str) -> str:
@@ -253,7 +255,7 @@ def _how_good(run: LoadedRun) -> str:
     share = per_hundred(metrics["accuracy"], f"points of {plural(metrics['images'], f'{run.split_name} point cloud')}")
     low, high = metrics["accuracy_low"], metrics["accuracy_high"]
     interval = "" if low is None else f" ({per_hundred_between(low, high)}, with 95 % confidence)"
-    miou = _between(metrics["miou_low"], metrics["miou_high"])
+    miou = interval_of(metrics["miou_low"], metrics["miou_high"])
     return (
         f"{share[0].upper()}{share[1:]} are labelled correctly{interval}. The mean intersection over union of the "
         f"parts is {metrics['miou']:.3f}" + (f" ({miou})." if miou else ".")

@@ -37,7 +37,7 @@ def run_brief(facts: Sequence[RunFacts]) -> list[Answer]:
     return [
         Answer(QUESTIONS[0], _joined([(one.label, [(0, what_was_trained(one))]) for one in facts])),
         Answer(QUESTIONS[1], good),
-        Answer(QUESTIONS[2], _joined([(one.label, _ranked_cautions(one)) for one in facts])),
+        Answer(QUESTIONS[2], _joined([(one.label, ranked_cautions(one)) for one in facts])),
     ]
 
 
@@ -157,12 +157,8 @@ def _plural(facts: RunFacts) -> str:
     return plural(2, facts.groups.what).removeprefix("2 ")
 
 
-def cautions(facts: RunFacts) -> list[str]:
-    """Say what a reader must know before using the result, the most urgent first."""
-    return [line for _, line in _ranked_cautions(facts)]
-
-
-def _ranked_cautions(facts: RunFacts) -> list[tuple[int, str]]:
+def ranked_cautions(facts: RunFacts) -> list[tuple[int, str]]:
+    """List what a reader must know before using the result, the most urgent first, with their ranks."""
     told = [(rank, line) for rank, caution in enumerate(_CAUTIONS) if (line := caution(facts))]
     return told or [(0, "The records of this run show nothing unusual.")]
 

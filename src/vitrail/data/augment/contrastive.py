@@ -45,9 +45,7 @@ class Views(nn.Module):
             return {name: self.color(x) if name == "image" else x for name, x in parts.items()}
 
 
-def build_views(
-    size: tuple[int, int], num_bands: int, min_scale: float = 0.2, strength: float = 0.5, flips: bool = True
-) -> Views:
+def build_views(size: tuple[int, int], num_bands: int, min_scale: float = 0.2, strength: float = 0.5) -> Views:
     """Build the random transforms of augmented views.
 
     Random crop, resized; horizontal flip; change of brightness and contrast, of three bands also of saturation and
@@ -59,7 +57,6 @@ def build_views(
         num_bands: Bands of the image stream.
         min_scale: Smallest share of an image that a view may show.
         strength: Of the changes of colour: the s of the source; 0 leaves colours.
-        flips: Whether mirrored views are drawn.
 
     Returns:
         A transform of streams in 0..1.
@@ -68,9 +65,7 @@ def build_views(
     """
     import kornia.augmentation as K
 
-    geometry: list[nn.Module] = [K.RandomResizedCrop(size, scale=(min_scale, 1.0), ratio=(0.75, 4 / 3))]
-    if flips:
-        geometry.append(K.RandomHorizontalFlip())
+    crop = K.RandomResizedCrop(size, scale=(min_scale, 1.0), ratio=(0.75, 4 / 3))
     color: list[nn.Module] = []
     s = 0.8 * strength
     if strength and num_bands == 3:
@@ -80,7 +75,7 @@ def build_views(
     kernel = max(3, min(size) // 10 // 2 * 2 + 1)
     if min(size) >= kernel:
         color.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=0.5))
-    return Views(nn.Sequential(*geometry), nn.Sequential(*color))
+    return Views(nn.Sequential(crop, K.RandomHorizontalFlip()), nn.Sequential(*color))
 
 
 def _change_of_bands(s: float) -> list[nn.Module]:

@@ -199,14 +199,14 @@ def lines(
         axis.add_collection(_stroked(segments, color, width))
 
 
-def outline(axis: Any, labels: Array, color: str = ACCENT, width: float = 1.8) -> None:
+def outline(axis: Any, labels: Array) -> None:
     """Lines wherever neighbouring cells of a map ``(rows, columns)`` have different labels, and around it."""
     rows, columns = labels.shape
     framed = np.full((rows + 2, columns + 2), -(10**9))
     framed[1:-1, 1:-1] = labels
     segments = [((c, r), (c + 1, r)) for r, c in np.argwhere(framed[1:, 1:-1] != framed[:-1, 1:-1])]
     segments += [((c, r), (c, r + 1)) for r, c in np.argwhere(framed[1:-1, 1:] != framed[1:-1, :-1])]
-    axis.add_collection(_stroked(segments, color, width))
+    axis.add_collection(_stroked(segments, ACCENT, 1.8))
 
 
 def _stroked(segments: Sequence[Any], color: str, width: float) -> LineCollection:

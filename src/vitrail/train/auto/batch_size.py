@@ -84,13 +84,11 @@ def _smallest_fast(speeds: Mapping[int, float], stopped: str = "") -> tuple[int,
     return size, f"the smallest within {1 - _ENOUGH:.0%} of the fastest (images/s by size: {tried}{stopped})"
 
 
-def _fastest(
-    steps: TrialSteps, batch: Mapping[str, Tensor], bfloat16: bool, most: int = 3, enough: float = 2.0
-) -> float:
-    """Time the fastest of a few steps after one warm-up step, in seconds."""
+def _fastest(steps: TrialSteps, batch: Mapping[str, Tensor], bfloat16: bool) -> float:
+    """Time the fastest of up to three steps (fewer after two seconds) after one warm-up step, in seconds."""
     steps.seconds(batch, bfloat16)
     times: list[float] = []
-    while len(times) < most and sum(times) < enough:
+    while len(times) < 3 and sum(times) < 2.0:
         times.append(steps.seconds(batch, bfloat16))
     return min(times)
 
