@@ -72,7 +72,7 @@ def measure_memory(arguments: argparse.Namespace, plan: Plan) -> Iterator[dict]:
         for row in measure([Subject(swin, {}, (1024, 1024))], (), alone):
             yield row.cells()
     for name in arguments.models:
-        # The map is no multiple of the window: ours is told to pad it as timm does.
+        # The map is not a multiple of the window: ours is told to pad it as timm does.
         settings = {"mask_padding": False, "pad_after_shift": True} if name == swin else {}
         for row in measure([Subject(name, settings, large.get(name, (1024, 1024)))], arguments.against[:1], beside):
             yield row.cells()

@@ -115,7 +115,7 @@ class Variant:
     """One model variant.
 
     Attributes:
-        name: What ``create_model`` calls it.
+        name: Name for ``create_model``.
         family: Its family.
         streams: Its inputs.
         num_classes: Width of its logits; 0 where it gives features.

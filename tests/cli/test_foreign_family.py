@@ -175,7 +175,9 @@ def test_without_reported_weights_methods_are_refused_with_the_reason(folder):
             block.attn = Convolution(dim, dim, 7, padding=3, groups=dim)
     images = torch.rand(1, 3, 16, 16)
     assert not {"rollout", "attribution", "attention", "gradient_rollout", "tokens"} & set(list_methods(model))
-    with pytest.raises(ConfigError, match=r"no block of this PVT reports how it mixes tokens.*what can: .*gradcam"):
+    with pytest.raises(
+        ConfigError, match=r"no block of this PVT reports how it mixes tokens.*methods that can: .*gradcam"
+    ):
         explain(model, images, "rollout")
     assert explain(model, images, "gradcam").map.shape == (1, 16, 16)
 

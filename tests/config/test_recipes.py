@@ -285,7 +285,7 @@ def test_words_of_yaml_1_1_are_words(tmp_path):
         load({"data": {"path": 10}})
     with pytest.raises(ConfigError, match=r"trainer.max_epochs must be of type int, got null"):
         load({"trainer": {"max_epochs": None}})
-    with pytest.raises(ConfigError, match=r"'#3' follows the closed \[1, 2\]"):
+    with pytest.raises(ConfigError, match=r"unexpected text '#3' after \[1, 2\]"):
         load(None, "--data.img_size", "[1, 2] #3")
 
 

@@ -205,7 +205,7 @@ def test_methods_that_are_listed_for_a_model_can_explain_it(settings):
         if name in list_methods(model):
             explain(model, torch.randn(1, 3, 16, 16), name)
         else:
-            with pytest.raises(ConfigError, match="what can: "):
+            with pytest.raises(ConfigError, match="methods that can: "):
                 explain(model, torch.randn(1, 3, 16, 16), name)
 
 

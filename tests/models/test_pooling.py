@@ -173,7 +173,7 @@ def test_a_class_token_that_a_family_lacks_is_refused_with_the_reason(name):
 
 
 def test_pooling_of_tokens_refuses_what_it_does_not_compute():
-    with pytest.raises(ConfigError, match=r"pool must be 'token' or 'avg' .*got 'map'; AttentionPool"):
+    with pytest.raises(ConfigError, match=r"pool must be 'token' or 'avg' .*got 'map'; for 'map' use AttentionPool"):
         pool_tokens(torch.zeros(1, 2, 3), "map", (1,))
 
 

@@ -111,7 +111,7 @@ def test_facts_travel(tmp_path):
     card = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     assert card["classes"] == ["ä", "b"]
     assert unchanged(vitrail.from_pretrained(tmp_path), snapshot(model))
-    with pytest.raises(ConfigError, match="must not give name"):
+    with pytest.raises(ConfigError, match="reserved keys name"):
         vitrail.save_pretrained(model, tmp_path, {"name": "x"})
     with pytest.raises(ConfigError, match="plain values"):
         vitrail.save_pretrained(model, tmp_path, {"classes": {1, 2}})

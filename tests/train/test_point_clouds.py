@@ -69,7 +69,7 @@ def test_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     ("options", "message"),
     [
         ([*VNT, *SMALL, "--task.name", "parts"], "task.name parts needs labels of points: set data.points.part"),
-        ([*VNT, *SMALL, "--data.points.part", "surface"], "which task.name classification does not learn; leave it"),
+        ([*VNT, *SMALL, "--data.points.part", "surface"], "requires task.name parts, got task.name classification"),
         (
             [*VNT, *SMALL, *PARTS, "--data.points.features", "[surface]"],
             "data.points.features ['surface'] has the labels of points (data.points.part 'surface')",

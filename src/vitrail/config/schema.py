@@ -392,8 +392,8 @@ class RunConfig:
         seed: Of initial weights, order of the images, and augmentation.
         overwrite: Delete the run that the folder holds.
         tensorboard: Write TensorBoard events beside metrics.csv.
-        explain_images: While it trains, draw what the model looks at in so many fixed validation images, into
-            figures/explanations (and to TensorBoard); 0 for none. What is trained does not depend on it.
+        explain_images: Number of fixed validation images whose attribution maps are drawn during training, into
+            figures/explanations (and to TensorBoard); 0 for none. Training does not depend on it.
         explain_every: Epochs from one drawing to the next; the last is always drawn.
         explain_method: By which method (``vitrail explain --methods`` lists them), each image for its own class where
             the method explains one; "auto" is rollout where the model has one, else gradcam.
@@ -474,8 +474,8 @@ class Recipe:
             return
         if self.task.name != "parts":
             raise ConfigError(
-                f"data.points.part {part!r} labels points, which task.name {self.task.name} does not learn; leave it "
-                "out, or use task.name parts"
+                f"data.points.part {part!r} requires task.name parts, got task.name {self.task.name}; omit it, or use "
+                "task.name parts"
             )
         if part in features:
             raise ConfigError(

@@ -142,7 +142,7 @@ def read_word(word: str, *, as_text: bool = False) -> Any:
             assert node is not None, "it begins with a bracket or a quote"
             end = node.end_mark.index
             if stripped[end:].strip():
-                raise ConfigError(f"{stripped[end:].strip()!r} follows the closed {stripped[:end]}")
+                raise ConfigError(f"unexpected text {stripped[end:].strip()!r} after {stripped[:end]}; remove it")
             return yaml.load(stripped, Loader=loader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             if isinstance(error, ConfigError):

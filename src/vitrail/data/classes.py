@@ -209,7 +209,7 @@ def resolve_classes(
         given = tuple(clean_name(name) for name in rules.names)
         if len(set(given)) < len(given):
             twice = head([repr(name) for name, count in Counter(given).items() if count > 1])
-            raise ConfigError(f"data.classes.names has {twice} twice (without blanks around); name each class once")
+            raise ConfigError(f"data.classes.names has {twice} twice (after stripping spaces); name each class once")
         if values is not None:
             order = _values_of(given, rules.values, numbers, values, where)
             names = _name_numbers(values, dict(zip(order, given, strict=True)), where)

@@ -71,7 +71,7 @@ def open_files(
     """
     in_files = needs_spectral_files(card, data)
     if spectral is not None and not in_files:
-        raise ConfigError(f"the run has no stream of spectral files; leave out --spectral {spectral}")
+        raise ConfigError(f"this run takes no spectral input; omit --spectral {spectral}")
     if in_files and data.spectral.names is None:
         _refuse_bands(card, "spectral")
     if in_files and spectral is None:

@@ -227,7 +227,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RunError(f"{file} cannot be read ({error}); export again") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
-        raise RunError(f"{file} has the layout {found!r} and this version reads {FORMAT}; export again")
+        raise RunError(f"{file}: export format {found!r} is not supported (expected {FORMAT}); export again")
     if sealed(record)[SEAL] != record.get(SEAL):
         raise RunError(f"{file} was edited (its SHA-256 differs); restore it, or export again")
     return dict(record)

@@ -30,9 +30,9 @@ def measure_rotations(
     sample: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure accuracy on clouds as they stand, turned about z and turned any way; writes rotations.csv.
+    """Measure accuracy on upright clouds, rotated about z and rotated freely (SO(3)); write rotations.csv.
 
-    Each cloud is turned once, by a rotation that depends on the seed and its number alone.
+    Each cloud is rotated once, by a rotation that depends on the seed and its number alone.
 
     Args:
         evaluated: An evaluation with saved predictions.
@@ -53,9 +53,7 @@ def measure_rotations(
     trained = evaluated.trained
     check_need("evaluate --rotations", trained.card.modality, trained.card.name)
     if evaluated.tta != "none":
-        raise ConfigError(
-            f"--rotations turns clouds as they stand, without --tta {evaluated.tta}; leave one of them out"
-        )
+        raise ConfigError(f"--rotations cannot be combined with --tta {evaluated.tta}; omit one of them")
     unturned: dict[bytes, Tensor] = {}
     deviations, extent = [0.0], [0.0]
 

@@ -47,7 +47,7 @@ def _check_method(method: Method, network: VisionModel, target: Target) -> None:
     refusal = method.refusal(network)
     if refusal is not None:
         possible = ", ".join(list_methods(network))
-        raise ConfigError(f"{method.name} cannot explain this model: {refusal}; what can: {possible}")
+        raise ConfigError(f"{method.name} cannot explain this model: {refusal}; methods that can: {possible}")
     if target is not None and not method.by_class:
         by_class = ", ".join(name for name in list_methods(network) if METHODS[name].by_class)
         raise ConfigError(

@@ -67,7 +67,7 @@ def as_frames(clips: Tensor, bands: Sequence[str] = ()) -> npt.NDArray[Any]:
 
 
 def _stretched(images: Tensor, alike: bool) -> Tensor:
-    """The darkest and brightest hundredth of each image as 0 and 1, in all its bands alike."""
+    """Stretch each image from its 1st to its 99th percentile to 0..1, all bands alike."""
     flat = (images[:1] if alike else images).flatten(1).float()
     # Sorting instead of quantile, which refuses more than 16 million values; NaN come last.
     ordered = flat.sort(1).values

@@ -185,7 +185,7 @@ def part_cells(picture: Array, parts: Array) -> tuple[list[list[Cell | None]], l
 
 def enlarge_tokens(maps: Array, size: tuple[int, ...]) -> Array:
     """Draw each token of maps ``(n, h, w)`` as a square, at a size in pixels: ``(n, H, W)``."""
-    # The last token of a side that is no multiple of the patch reaches beyond the image and is cropped.
+    # The last token of a side that is not a multiple of the patch reaches beyond the image and is cropped.
     rows, columns = (np.arange(side) // -(-side // count) for side, count in zip(size, maps.shape[1:], strict=True))
     large: Array = maps[:, rows][:, :, columns]
     return large

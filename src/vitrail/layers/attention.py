@@ -108,7 +108,7 @@ class Attention(nn.Module):
             ``norm_eps`` (Henry et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442, section 2.2).
 
     Attributes:
-        factor: Of the scores, besides the root of the width of a head.
+        score_scale: Extra factor of the scores Q K^T / sqrt(d), d the width of a head; 1 by default.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``.
@@ -116,7 +116,7 @@ class Attention(nn.Module):
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, appendix A.
     """
 
-    factor = 1.0
+    score_scale = 1.0
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, **options: Unpack[AttentionOptions]) -> None:
         super().__init__()
@@ -175,8 +175,8 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = (rotate(part, rotation, layout.num_prefix) for part in (q, k))
-        if self.factor != 1.0:
-            q = q * self.factor
+        if self.score_scale != 1.0:
+            q = q * self.score_scale
         return q, k, v
 
     def mix_heads(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Tensor:

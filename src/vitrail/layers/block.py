@@ -21,7 +21,7 @@ class LayerScale(nn.Module):
 
     Args:
         dim: Number of channels.
-        init_value: What the factors begin as.
+        init_value: Initial value of the factors (gamma).
 
     Source: Touvron et al. 2021, arXiv:2103.17239, section 2.
     """

@@ -33,7 +33,7 @@ def pool_tokens(x: Tensor, pool: str, dims: tuple[int, ...], num_prefix: int = 0
         ConfigError: Another pooling.
     """
     if pool not in _FIXED:
-        raise ConfigError(f"pool must be {' or '.join(map(repr, _FIXED))}, got {pool!r}; AttentionPool is 'map'")
+        raise ConfigError(f"pool must be {' or '.join(map(repr, _FIXED))}, got {pool!r}; for 'map' use AttentionPool")
     if not pool:
         return x
     if pool == "token":

@@ -39,7 +39,7 @@ class MapAttention(ShiftedWindowAttention):
         qkv_bias: Whether queries, keys and values have a bias.
         window: Height and width of a window in tokens; None for attention over all tokens.
         shifted: Whether windows are shifted by half their size, in the directions in which there are several.
-        rope: Whether queries and keys are turned by their positions; only for attention over all tokens.
+        rope: Whether queries and keys are rotated by their positions; only for attention over all tokens.
         **options: Dropout rates and norms of queries and keys, see :class:`~vitrail.layers.attention.Attention`.
 
     Raises:

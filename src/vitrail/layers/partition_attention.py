@@ -53,7 +53,7 @@ class PartitionAttention(ShiftedWindowAttention):
         super().__init__(dim, dim // dim_head, window, qkv_bias=qkv_bias, **options)
         self.kind = kind
         if scale_by_width:
-            self.factor = (dim_head / dim) ** 0.5
+            self.score_scale = (dim_head / dim) ** 0.5
         self.rel_pos = RelativePositionBias(window, self.num_heads) if relative else None
 
     def position_bias(self, window: Pair) -> Tensor | None:

@@ -146,7 +146,8 @@ class PatchEmbed(nn.Module):
         self.pixels = pixels
         if any(step > size for step, size in zip(self.stride, self.patch_size, strict=True)):
             raise ConfigError(
-                f"patch_stride {self.stride} is larger than the patch {self.patch_size}: pixels go unread"
+                f"patch_stride {self.stride} exceeds patch_size {self.patch_size} and would skip pixels; "
+                f"use at most {self.patch_size}"
             )
         if any(pad >= size for pad, size in zip(self.padding, self.patch_size, strict=True)):
             raise ConfigError(f"patch_padding {self.padding} must be smaller than the patch {self.patch_size}")
@@ -265,7 +266,7 @@ class PatchDropout(nn.Module):
 def take_patches(
     tokens: Tensor, rotation: Tensor | None, keep: Tensor, num_prefix: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Take some patches of each image, with their rotary positions.
+    """Gather a subset of each image's patches, and their rotary position embeddings.
 
     Args:
         tokens: Shape ``(B, P + N, C)``.

@@ -61,10 +61,10 @@ def _rank_points(x: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor
 def fading_neighbors(x: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the k nearest points of each point, and weights that fall to 0 at the distance of the next one.
 
-    The weight is 16 (1 - (d / r)^2), at most 1, d the distance of a neighbour and r that of the nearest point that is
-    none. Where a rotation exchanges the last neighbour for the next point, by the rounding of two equal distances, both
-    weights are about 0. With equal weights such exchanges changed the logits of a trained model by 2.7 % of their range
-    on laser scans, whose coordinates lie on a grid of centimetres.
+    The weight is 16 (1 - (d / r)^2), at most 1, with d the distance of a neighbour and r that of neighbour k + 1. Where
+    a rotation exchanges the last neighbour for the next point, by the rounding of two equal distances, both weights are
+    about 0. With equal weights such exchanges changed the logits of a trained model by 2.7 % of their range on laser
+    scans, whose coordinates lie on a grid of centimetres.
 
     Args:
         x: Coordinates, shape ``(B, N, F)``.

@@ -43,7 +43,7 @@ def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | Non
 
 
 def sincos_sequence(length: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Compute sines and cosines of the place in a sequence, in raster order for an image.
+    """Compute a 1-D sine-cosine position embedding, in raster order for an image.
 
     Args:
         length: Tokens.
@@ -144,8 +144,8 @@ def rotate(x: Tensor, rotation: Tensor, num_prefix: int = 0) -> Tensor:
     prefix, tokens = x[..., :num_prefix, :], x[..., num_prefix:, :]
     sines, cosines = rotation.chunk(2, dim=-1)
     first, second = tokens.chunk(2, dim=-1)
-    turned = tokens * cosines + torch.cat([-second, first], dim=-1) * sines
-    return torch.cat([prefix, turned.to(x.dtype)], dim=-2)
+    rotated = tokens * cosines + torch.cat([-second, first], dim=-1) * sines
+    return torch.cat([prefix, rotated.to(x.dtype)], dim=-2)
 
 
 LEARNED_TABLES = ("learned", "learned1d")

@@ -102,13 +102,13 @@ def check_multiples(pixels: Pair, **lengths: Pair) -> None:
         **lengths: By their setting, height and width in pixels.
 
     Raises:
-        ConfigError: A length that is no multiple.
+        ConfigError: A length that is not a multiple.
     """
     for name, values in lengths.items():
         if any(value % step for value, step in zip(values, pixels, strict=True)):
             raise ConfigError(
-                f"{name} {values[0]} x {values[1]} is no multiple of the {pixels[0]} x {pixels[1]} pixels of a "
-                "position after the stem; choose a multiple"
+                f"{name} {values[0]} x {values[1]} is not a multiple of the stem's stride {pixels[0]} x {pixels[1]}; "
+                "choose a multiple"
             )
 
 

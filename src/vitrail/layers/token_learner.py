@@ -207,8 +207,8 @@ class TokenFuser(nn.Module):
             )
         learned = tokens.reshape(-1, self.num_tokens, self.dim)
         mixed = self.norm_mixed(self.mix(self.norm_in(learned).transpose(1, 2), slices).transpose(1, 2))
-        places = original.reshape(learned.shape[0], original.shape[1] // slices, self.dim)
-        weights = torch.sigmoid(self.masks(self.norm_original(places)))
+        per_slice = original.reshape(learned.shape[0], original.shape[1] // slices, self.dim)
+        weights = torch.sigmoid(self.masks(self.norm_original(per_slice)))
         if self.tap.armed:
             if slices > 1:
                 weights, mixed = block_diagonal(weights, slices), mixed.reshape(tokens.shape)

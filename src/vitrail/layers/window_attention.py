@@ -115,7 +115,7 @@ class FittedWindows:
 class ShiftedWindowAttention(Attention):
     """Multi-head self-attention inside (shifted) windows, without positions.
 
-    A map that is no multiple of the window is padded at the bottom and right.
+    A map whose size is not a multiple of the window's is padded at the bottom and right.
 
     The tap gets weights ``(B * windows, heads, n, n)``, windows row-major on the padded and rolled map. Rows of padded
     tokens have no meaning: their results are cropped.

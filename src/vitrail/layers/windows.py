@@ -1,8 +1,8 @@
 """Groups of tokens that attend among themselves: windows (neighbours) and grids (tokens spread over the map).
 
-A map whose size is no multiple of the group's is padded at the bottom and right. *Regions* say which tokens of a group
-attend to each other: those with the same label. Padding is a region of its own, so that it never reaches a real token
-and no row of the attention is empty.
+A map whose size is not a multiple of the group's is padded at the bottom and right. *Regions* label tokens: tokens of a
+group attend to each other where their labels are equal. Padding is a region of its own, so that it never reaches a real
+token and no row of the attention is empty.
 
 Windows may have any number of axes, with time before height and width for a clip; grids have two.
 """
@@ -241,7 +241,7 @@ def _check_multiple(grid: Grid, group: Grid, name: str) -> None:
         *frames, rows, columns = window_padding(grid, group)
         parts = [*(plural(count, "frame") for count in frames), plural(rows, "row"), plural(columns, "column")]
         raise ShapeError(
-            f"a map of {_by(grid)} is no multiple of the {name} of {_by(group)}; append {' and '.join(parts)}"
+            f"a map of {_by(grid)} is not a multiple of the {name} of {_by(group)}; append {' and '.join(parts)}"
         )
 
 
@@ -255,7 +255,7 @@ def _check_groups(groups: Tensor, group: Grid, grid: Grid, name: str) -> None:
 
 
 def partition_map(x: Tensor, group: Pair, kind: Kind) -> Tensor:
-    """:func:`partition_windows` or :func:`partition_grid`."""
+    """Partition a map into windows or grids, shape ``(B * groups, tokens, C)``."""
     return partition_windows(x, group) if kind == "window" else partition_grid(x, group)
 
 

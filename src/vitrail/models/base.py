@@ -121,10 +121,10 @@ class VisionModel(Pooling):
 
     @abstractmethod
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """From first tokens to the last ones that know each stream, ``(B, h, w, C')``.
+        """Encode embedded patches; return the last tokens of each stream, ``(B, h, w, C')``.
 
         Args:
-            *embedded: What :meth:`embed` gave.
+            *embedded: First tokens of each stream, as of :meth:`embed`.
         """
 
     def mask_unit(self) -> Grid:

@@ -78,7 +78,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, facts: Mapping[str, An
         raise RunError(f"{folder} is a file; choose a folder")
     taken = {"name", "settings", *_ENCODER} & set(facts or ())
     if taken:
-        raise ConfigError(f"facts must not give {' and '.join(sorted(taken))}, which the model knows")
+        raise ConfigError(f"facts contains the reserved keys {', '.join(sorted(taken))}; remove them")
     encoder = _encoder_settings(model)
     card = {"name": name, "settings": settings, **encoder, **(facts or {})}
     try:

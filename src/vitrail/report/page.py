@@ -307,7 +307,7 @@ def _compared(run: LoadedRun, found: SideBySide) -> tuple[Picture, Figure]:
         f"methods_{run.label}",
         f"What {run.label} looks at, by several methods",
         f"{found.images} of these images, by each method in the same way: by rank of its values, with a "
-        "line around the tenth of the image with the largest; those that explain a class explain the predicted one. "
+        "line around the top 10 % of its pixels; those that explain a class explain the predicted one. "
         "A plausible map need not be faithful"
         + ("." if unmeasured else ": `vitrail explain --measure` measures that.")
         + (f" Not for this model: {'; '.join(found.problems)}." if found.problems else ""),

@@ -120,8 +120,8 @@ def explained(subjects: Sequence[Subject], opened: OpenedRuns) -> list[Section]:
         return [Section(title, found.problems)]
     caption = (
         f"Attention rollout (Abnar & Zuidema 2020) of the same {plural(found.images, 'test image')} through {names}, "
-        "in multiples of an even spread over the image, all on one scale; a line encloses the tenth with the largest "
-        "values. Above each the prediction. A row for each stream where a model has several. That two maps differ does "
+        "in multiples of an even spread over the image, all on one scale; a line encloses the top 10 % of the "
+        "pixels. Above each the prediction. A row for each stream where a model has several. That two maps differ does "
         "not show that one of them is faithful: `vitrail explain --measure` measures that."
     )
     alt = f"{plural(found.images, 'image')}, and below what {', '.join(label for label, _ in drawn)} looked at"

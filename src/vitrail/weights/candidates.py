@@ -103,7 +103,7 @@ def _clean(key: str) -> str:
 
 
 def _longest_prefix(prefix: str, keys: Iterable[str]) -> str:
-    """Extend a prefix by the wrappers of the whole model: the longest prefix of most keys."""
+    """Return the longest prefix, wrappers such as 'module.' included, that most keys share."""
     counts: dict[str, int] = {}
     total = 0
     for key in keys:

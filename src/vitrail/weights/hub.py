@@ -27,7 +27,8 @@ def split_hub_name(name: str) -> tuple[str, str | None, str | None]:
     match = _NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match is None:
         raise WeightsError(
-            f"{name!r} is no name on the hub; write hf://owner/name, or hf://owner/name/file.safetensors"
+            f"{name!r} is not a valid Hugging Face repository id; use hf://owner/name, or "
+            "hf://owner/name/file.safetensors"
         )
     return match["repo"], match["revision"], match["file"]
 
@@ -89,7 +90,7 @@ def fetch_file(name: str, file: str) -> Path | None:
     except errors.EntryNotFoundError:
         return None
     except errors.HFValidationError as error:
-        raise WeightsError(f"{name!r} is no name on the hub ({_one_line(error)})") from error
+        raise WeightsError(f"{name!r} is not a valid Hugging Face repository id ({_one_line(error)})") from error
     # The transport's own failures; the client's library differs from version to version, its alias does not.
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise _unreachable(repo, file, error) from error

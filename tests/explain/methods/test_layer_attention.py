@@ -168,5 +168,5 @@ def test_tokens_one_by_one(fuse):
 def test_a_model_that_learns_no_tokens_is_told_what_it_can_have():
     for family in ("swin", "vit"):
         _, model, inputs, _ = _case(family, 0)
-        with pytest.raises(ConfigError, match=r"learns no tokens.*; what can: attention, .*rollout"):
+        with pytest.raises(ConfigError, match=r"learns no tokens.*; methods that can: attention, .*rollout"):
             explain(model, inputs[0], "tokens")

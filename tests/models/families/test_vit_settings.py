@@ -156,7 +156,7 @@ def test_attention_of_a_subset_is_that_of_its_rotary_positions():
     [
         (nn.Flatten(), r"stem must give a feature map \(B, C, h, w\), and Flatten gives \(1, 3072\)"),
         (nn.Conv2d(5, 8, 3), r"stem Conv2d cannot run on images of shape \(1, 3, 32, 32\): Given groups=1"),
-        (nn.MaxPool2d(16), r"patch_size 8 x 8 is no multiple of the 16 x 16 pixels of a position after the stem"),
+        (nn.MaxPool2d(16), r"patch_size 8 x 8 is not a multiple of the stem's stride 16 x 16"),
         ("resnt", r"stem must be one of resnet; got 'resnt'; did you mean 'resnet'"),
     ],
 )
@@ -237,7 +237,7 @@ def test_positions_of_a_sequence_are_interpolated_along_it():
         ({"pos_embed": "sincos"}, "pos_embed must be 'learned' or 'learned1d'"),
         ({"num_class_tokens": 2, "class_token": False}, "num_class_tokens 2 contradicts class_token=False"),
         ({"num_class_tokens": 0}, "global_pool='token' needs class_token=True"),
-        ({"patch_stride": 9}, r"patch_stride \(9, 9\) is larger than the patch \(8, 8\)"),
+        ({"patch_stride": 9}, r"patch_stride \(9, 9\) exceeds patch_size \(8, 8\)"),
         ({"patch_padding": 8}, r"patch_padding \(8, 8\) must be smaller than the patch"),
         ({"pos_embed": "rope", "num_heads": 8}, "pos_embed='rope' needs heads whose width is a multiple of 4, got 2"),
         ({"patch_drop_rate": 0.2, "token_learner": LEARNER}, "token_learner needs the whole grid of patches"),

@@ -207,7 +207,7 @@ class PointFileSource(PointSource):
         found = [split_and_class(p.relative_to(root).parts[:-1]) for p in files]
         self.given_split, labels = [split for split, _ in found], [label for _, label in found]
         if "" in labels:
-            raise DataError(f"{files[labels.index('')]}: has no class folder")
+            raise DataError(f"{files[labels.index('')]} is not inside a class folder; move it to CLASS/")
         return files, labels
 
     def _list_table(self, path: Path) -> tuple[list[Path], list[str]]:

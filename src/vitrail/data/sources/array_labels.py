@@ -328,7 +328,10 @@ def find_patches(plane: LabelPlane, side: int, stride: int, path: Path) -> Integ
     corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
     labelled = plane.labelled[corners[:, 0] + side // 2, corners[:, 1] + side // 2]
     if not labelled.any():
-        raise DataError(f"{path}: no patch has a labelled centre (data.classes.unlabelled_value {plane.unlabelled})")
+        raise DataError(
+            f"{path}: all patch centres are unlabelled; reduce data.arrays.stride {stride}, or check "
+            f"data.classes.unlabelled_value {plane.unlabelled}"
+        )
     return np.asarray(corners[labelled], dtype=np.int64)
 
 

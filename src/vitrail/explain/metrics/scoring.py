@@ -31,7 +31,7 @@ def maps_of(model: VisionModel, inputs: Inputs, explanation: Maps) -> dict[str, 
     maps = {}
     for name, item in explanation.items():
         if name not in images:
-            raise ConfigError(f"there is a map of {name!r}, but inputs only of {', '.join(images)}")
+            raise ConfigError(f"no input for stream {name!r}, which has a map; given: {', '.join(images)}")
         found = item.map if isinstance(item, StreamMap) else item
         wanted = (len(images[name]), *images[name].shape[2:])
         if tuple(found.shape) != wanted:

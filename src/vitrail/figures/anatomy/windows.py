@@ -1,4 +1,4 @@
-"""Groups of tokens: windows and shifted windows, their masks, MaxViT's blocks and grids."""
+"""Groups of tokens: windows and shifted windows, their masks, MaxViT's block and grid attention."""
 
 from __future__ import annotations
 
@@ -233,7 +233,9 @@ def _box(height: float, color: str) -> Rectangle:
 
 
 def draw_partitions(groups: Sequence[TokenGroups], view: View, note: str) -> Figure:
-    """Draw MaxViT's blocks and grids, a row for each map: four groups of each in colour, and the reach of one token.
+    """Draw MaxViT's block attention and grid attention: four groups of each in colour, and the reach of one token.
+
+    Each map is a row.
 
     Args:
         groups: Layers of kind "window" and "grid".

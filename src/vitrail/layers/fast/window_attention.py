@@ -186,7 +186,9 @@ class _Reorder(torch.autograd.Function):
 
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Permute tokens; the gradient of plain indexing would add up where a permutation is only undone.
+    """Permute tokens, with a cheap gradient.
+
+    The backward pass of indexing is a scatter-add; that of a permutation is a gather by the inverse.
 
     Args:
         x: Tokens, shape ``(B, N, C)``.

@@ -60,7 +60,7 @@ class HVTConfig(LayerSettings):
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
             of these two, "map" attention with a learned query (arXiv:2106.04560); "" classifies each token.
-        pos_embed: "learned" or "sincos2d" positions added to the patches, "rope" (queries and keys turned by their
+        pos_embed: "learned" or "sincos2d" positions added to the patches, "rope" (queries and keys rotated by their
             positions, for global attention), or "none".
         pos_drop_rate: Dropout of the patches with their positions, in training.
         drop_path_rate: Stochastic depth of the last block.
@@ -70,7 +70,7 @@ class HVTConfig(LayerSettings):
         spectral_embed_dim: Width of its first stage; ``embed_dim`` when not given.
         spectral_img_size: Size that its positions are learned for; ``img_size`` when not given.
         spectral_patch_size: Its patch; ``patch_size`` when not given.
-        fusion: "cross_attention" (image tokens ask spectral tokens) or "concat" (side by side, projected).
+        fusion: "cross_attention" (image tokens attend to spectral tokens) or "concat" (side by side, projected).
         fusion_heads: Heads of the cross-attention; those of the last stage when not given.
         missing_spectral: "error" refuses a call of a two-stream model without its spectral input; "learned"
             puts a learned token in the place of the spectral tokens. Data-parallel training in which a whole
@@ -102,9 +102,9 @@ class HVTConfig(LayerSettings):
     absent: ClassVar[Mapping[str, str]] = {
         "patch_drop_rate": "patch merging needs the whole grid; use drop_path_rate, or a ViT",
         "token_merging": "patch merging and the fusion of streams need the whole grid; use a ViT",
-        "class_token": "patch merging leaves no place for one; use global_pool avg, max, avgmax or map",
+        "class_token": "patch merging needs a pure grid; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
-        "reg_tokens": "patch merging leaves no place for them; a ViT has register tokens",
+        "reg_tokens": "patch merging needs a pure grid; a ViT has register tokens",
     }
 
     def __post_init__(self) -> None:

@@ -102,8 +102,8 @@ class ViTConfig(LayerSettings):
         drop_path_rate: Stochastic depth of the last block.
         pos_embed: Positions: "learned" on the grid; "learned1d" in raster order; "sincos2d" or "sincos1d", fixed sines
             and cosines; "rope", rotations of queries and keys by row and column (arXiv:2508.10104); "none".
-        pos_embed_init: What learned positions begin as: "normal" (close to nothing) or "sincos" (sines and cosines
-            of the place, from which few images teach more).
+        pos_embed_init: Initialisation of learned positions: "normal" (truncated normal) or "sincos" (sine-cosine,
+            better on small data sets).
         no_embed_class: Whether class and register tokens have no positions, as in DeiT III and DINOv2 with registers.
         token_learner: TokenLearner's settings; none without it.
         token_merging: Pairs of similar patch tokens that each block merges, or a list with one number a block (Bolya

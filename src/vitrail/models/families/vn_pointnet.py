@@ -43,8 +43,8 @@ class VNPointNetConfig(GraphSettings):
     """Settings of a VN-PointNet, beside those of :class:`~vitrail.models.point_cloud.GraphSettings`.
 
     Attributes:
-        dims: Vectors of a point in the first two layers, the third and the last; before that one two of the network for
-            the global feature: 64, 128, 256, 512 and 1024 over three.
+        dims: Vectors of a point after conv1, conv2, fc2, fc1 and conv3, where fc1 and fc2 are of the network for the
+            global feature: 64, 128, 256, 512 and 1024 over three.
         hidden_dims: Widths of the two hidden layers before the logits.
         vector_pool: Of vectors over neighbours and points, "mean" or "max".
         drop_rate: Dropout rate of the second hidden layer in training.
@@ -69,14 +69,14 @@ class VNGlobalFeature(nn.Module):
 
     def __init__(self, dims: tuple[int, ...], pooling: str) -> None:
         super().__init__()
-        first, second, fifth, fourth, last = dims
-        self.conv1 = VNLinearLeakyReLU(first, first, 0.0)
-        self.conv2 = VNLinearLeakyReLU(first, second, 0.0)
-        self.conv3 = VNLinearLeakyReLU(second, last, 0.0)
-        self.pool = make_vector_pool(pooling, last)
-        self.fc1 = VNLinearLeakyReLU(last, fourth, 0.0)
-        self.fc2 = VNLinearLeakyReLU(fourth, fifth, 0.0)
-        self.fc3 = VNLinear(fifth, first)
+        conv1_dim, conv2_dim, fc2_dim, fc1_dim, conv3_dim = dims
+        self.conv1 = VNLinearLeakyReLU(conv1_dim, conv1_dim, 0.0)
+        self.conv2 = VNLinearLeakyReLU(conv1_dim, conv2_dim, 0.0)
+        self.conv3 = VNLinearLeakyReLU(conv2_dim, conv3_dim, 0.0)
+        self.pool = make_vector_pool(pooling, conv3_dim)
+        self.fc1 = VNLinearLeakyReLU(conv3_dim, fc1_dim, 0.0)
+        self.fc2 = VNLinearLeakyReLU(fc1_dim, fc2_dim, 0.0)
+        self.fc3 = VNLinear(fc2_dim, conv1_dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map points ``(B, N, S, C)`` to ``(B, S, C)``."""
@@ -95,20 +95,20 @@ class VNPointNet(PointCloudModel):
     def __init__(self, config: VNPointNetConfig) -> None:
         super().__init__()
         self.config = config = as_config(VNPointNetConfig, config)
-        first, second, *_, last = config.dims
-        self.conv_pos = VNEdgeConv(1, first, config.vector_pool, 0.0, cross=True)
-        self.conv1 = VNLinearLeakyReLU(first, first, 0.0)
+        conv1_dim, conv2_dim, *_, conv3_dim = config.dims
+        self.conv_pos = VNEdgeConv(1, conv1_dim, config.vector_pool, 0.0, cross=True)
+        self.conv1 = VNLinearLeakyReLU(conv1_dim, conv1_dim, 0.0)
         self.fstn = VNGlobalFeature(config.dims, config.vector_pool)
-        self.conv2 = VNLinearLeakyReLU(2 * first, second, 0.0)
-        self.conv3 = VNLinear(second, last)
-        self.bn3 = VNBatchNorm(last)
-        self.std_feature = VNStdFeature(2 * last, 0.0)
-        pooled = neck_width(6 * last, config)
+        self.conv2 = VNLinearLeakyReLU(2 * conv1_dim, conv2_dim, 0.0)
+        self.conv3 = VNLinear(conv2_dim, conv3_dim)
+        self.bn3 = VNBatchNorm(conv3_dim)
+        self.std_feature = VNStdFeature(2 * conv3_dim, 0.0)
+        pooled = neck_width(6 * conv3_dim, config)
         self.neck = pointnet_neck(pooled, config.hidden_dims, config.drop_rate)
         self.num_features = config.hidden_dims[-1]
         S = config.in_chans
         self.feature_info = point_levels(
-            ["conv_pos", "conv1", "conv2", "bn3"], [S * first, S * first, S * second, S * last]
+            ["conv_pos", "conv1", "conv2", "bn3"], [S * conv1_dim, S * conv1_dim, S * conv2_dim, S * conv3_dim]
         )
         self.head = self.build_head(config.num_classes)
 

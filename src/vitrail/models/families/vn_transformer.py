@@ -96,8 +96,8 @@ class VNNormedMlp(nn.Module):
         return self.linears[-1](x) if len(self.linears) > len(self.norms) else x
 
 
-class VNPostNormBlock(nn.Module):
-    """Attention and MLP, each followed by a layer norm and then added to its input (figure 2).
+class VNResPostNormBlock(nn.Module):
+    """Attention and MLP, x + norm(f(x)): the norm is inside the residual branch, after its layer (figure 2).
 
     Args:
         config: The settings.
@@ -133,7 +133,7 @@ class VNTransformer(PointCloudModel):
         dim, S = config.embed_dim, config.in_chans
         self.embed_points = VNNormedMlp(1, dim, 2, False, config)
         self.latents = VNLatentQueries(dim, config.num_latents) if config.num_latents else None
-        self.blocks = nn.ModuleList(VNPostNormBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(VNResPostNormBlock(config) for _ in range(config.depth))
         self.frame = nn.Sequential(
             OrderedDict(linear=VNLinear(dim, 3, config.bias_eps, S), act=VNLeakyReLU(3, config.negative_slope))
         )
