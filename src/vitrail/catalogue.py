@@ -163,7 +163,7 @@ class Catalogue:
     variants: Mapping[str, Variant]
 
     def find(self, pattern: str) -> list[Variant]:
-        """Variants that a family's name, a variant's name or a shell pattern stands for.
+        """List the variants that a family's name, a variant's name or a shell pattern matches.
 
         Raises:
             ConfigError: Nothing matches; the message gives the closest name.
@@ -177,14 +177,14 @@ class Catalogue:
         return found
 
     def description(self, variant: Variant) -> str:
-        """The family's description with the settings in which the variant differs from its defaults."""
+        """Return the family's description, with the settings in which the variant differs from its defaults."""
         settings = ", ".join(f"{name} {show(value)}" for name, value in variant.settings.items())
         text = self.families[variant.family].description
         return f"{text}: {settings}" if settings else text
 
 
 def show(value: Any) -> str:
-    """A setting's value in few characters: lists as ``2-2-6-2``, groups of settings as ``(a 1, b 2)``."""
+    """Format a setting's value in few characters: lists as ``2-2-6-2``, groups of settings as ``(a 1, b 2)``."""
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{key} {show(item)}" for key, item in value.items()) + ")"
     if isinstance(value, list | tuple):
@@ -193,7 +193,7 @@ def show(value: Any) -> str:
 
 
 def to_json(catalogue: Catalogue) -> str:
-    """The catalogue as JSON, one line a family or variant, so that a change shows as the lines it touches."""
+    """Format the catalogue as JSON, one line per family or variant, so that diffs are small."""
     lines = ["{", '"families": {']
     lines += _entries(catalogue.families)
     lines += ["},", '"variants": {']
@@ -216,7 +216,7 @@ def _plain(item: Any) -> dict[str, Any]:
 
 
 def from_json(text: str) -> Catalogue:
-    """The catalogue that :func:`to_json` wrote."""
+    """Parse a catalogue written by :func:`to_json`."""
     raw = json.loads(text)
     families = {
         name: FamilyFacts(
@@ -263,7 +263,7 @@ def read_catalogue(describe_foreign: Callable[[], Catalogue] | None = None) -> C
 
 
 def _cached(file: Path) -> Catalogue | None:
-    """The catalogue in a file; None where it is missing or damaged."""
+    """Read a cached catalogue; None where the file is missing or damaged."""
     try:
         return from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):

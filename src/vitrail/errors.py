@@ -25,7 +25,7 @@ class UnknownNameError(ConfigError, KeyError):
     """A key that a mapping does not have; a KeyError too, so that ``in`` and ``get`` work as for any mapping."""
 
     def __str__(self) -> str:
-        """The message as it is; a KeyError's own form would quote it."""
+        """Return the message as it is; a KeyError's own form would quote it."""
         return str(self.args[0])
 
 
@@ -103,7 +103,7 @@ def count_of(number: int, total: int, what: str, does: str, do: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message; the name of its kind where it has none."""
+    """Return the first line of an error's message; the name of its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -122,7 +122,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The known spelling nearest to a mistaken one; None where none is near.
+    """Find the known name nearest to a misspelled one; None where none is near.
 
     Args:
         name: What the user wrote.
@@ -134,7 +134,7 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def _likeness(name: str, choice: str) -> tuple[float, float]:
-    """How like a name is to another or to its first words (0..1), then to the whole of it.
+    """Compute the similarity of a name to another or to its first words (0..1), then to the whole of it.
 
     By first words, since names of models grow on the right: vit_tny is nearer to vit_tiny_patch16_224 than to hvt_tiny.
     """

@@ -22,7 +22,7 @@ LFS_REMEDY = "run `git lfs pull`"
 
 
 def is_lfs_pointer(content: str | Path | bytes) -> bool:
-    """Whether a file is a Git LFS pointer: a text of a few lines in the place of the file itself.
+    """Return whether a file is a Git LFS pointer: a text of a few lines in the place of the file itself.
 
     Args:
         content: The file, or the bytes that would be in it.

@@ -13,7 +13,7 @@ _KEPT, _RETURNED = 1 << 30, 1 << 17
 
 
 def processor() -> str:
-    """The processor's model, as far as the system tells."""
+    """Return the processor's model, as far as the system reports it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
@@ -23,7 +23,7 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use: fewer than the machine's where a scheduler or taskset gave it some."""
+    """Count the cores that this process may use: fewer than the machine's under a scheduler or taskset."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

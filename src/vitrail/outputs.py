@@ -34,7 +34,7 @@ _MARKS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
 
 
 def is_output_folder(names: Collection[str]) -> bool:
-    """Whether a folder was written by vitrail: a run, a suite, explanations, an export.
+    """Return whether a folder was written by vitrail: a run, a suite, explanations, an export.
 
     Args:
         names: Names of the files and folders directly in it.

@@ -57,7 +57,7 @@ def _load(entry: EntryPoint) -> Any:
 
 
 def describe_origin(entry: EntryPoint) -> str:
-    """The distribution that an entry point belongs to, with its version."""
+    """Return the distribution of an entry point, with its version."""
     return "an unknown distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
 
 

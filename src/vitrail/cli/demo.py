@@ -52,7 +52,7 @@ class _Done(NamedTuple):
 
 
 def demo_models(data: str = _DIGITS.name) -> list[str]:
-    """Names of the demo's models on a set, those of its recipe files."""
+    """Return the names of the demo's models on a data set, those of its recipe files."""
     return sorted(file.stem for file in (_RECIPES / data).glob("*.yaml"))
 
 

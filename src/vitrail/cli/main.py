@@ -142,7 +142,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def entry_point() -> None:
-    """Entry point of the installed script."""
+    """Run the installed script."""
     if len(sys.argv) > 2:
         from vitrail.machine import keep_large_buffers, let_waiting_threads_sleep
 

@@ -88,7 +88,7 @@ def _in_run_folder(file: Path) -> bool:
 
 
 def _with_model_of_weights(content: Mapping[str, Any], settings: Mapping[str, Written]) -> dict[str, Any]:
-    """Where weights are given and no model is named, the model is the one that they are of.
+    """Add the model of the weights to the settings, where weights are given and no model is named.
 
     Args:
         content: The recipe's file.
@@ -127,7 +127,7 @@ def _value_of(option: str, words: list[str]) -> str | None:
 
 
 def data_for_files(run: RunFolder, arguments: argparse.Namespace) -> DataConfig:
-    """A run's data settings, for image files that are named on the command line.
+    """Return a run's data settings, for image files that are named on the command line.
 
     Args:
         run: The run.
@@ -137,7 +137,7 @@ def data_for_files(run: RunFolder, arguments: argparse.Namespace) -> DataConfig:
 
 
 def for_files(data: DataConfig, arguments: argparse.Namespace) -> DataConfig:
-    """Data settings for image files that are named on the command line; arguments as for :func:`data_for_files`."""
+    """Return data settings for image files of the command line; arguments as for :func:`data_for_files`."""
     return data.changed(
         {
             "errors.on_band_mismatch": arguments.on_band_mismatch or "error",
@@ -179,7 +179,7 @@ def _settings_of(name: str) -> type[Any]:
 
 
 def _defaults_of(name: str) -> dict[str, Any]:
-    """Every setting of a model that is not given."""
+    """Return the default of every setting of a model that is not given."""
     from vitrail.models.registry import complete_settings
 
     return complete_settings(name, {})
@@ -188,7 +188,7 @@ def _defaults_of(name: str) -> dict[str, Any]:
 def load_run_recipe(
     path: Any, overrides: list[str] | Mapping[str, Any] | None = None, prog: str = "vitrail evaluate"
 ) -> Recipe:
-    """The recipe that a run folder holds, with settings changed.
+    """Load the recipe of a run folder, with settings changed.
 
     Args:
         path: The run's recipe.yaml.
@@ -200,5 +200,5 @@ def load_run_recipe(
 
 
 def make_recipe(content: Mapping[str, Any]) -> Recipe:
-    """A recipe from plain values."""
+    """Build a recipe from plain values."""
     return load_recipe(content, settings_of=_settings_of)

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from vitrail.runs.suite import SuiteFolder
 
     def read_moved(recipe: Path) -> DataConfig:
-        """The data of a run's recipe where it lies now."""
+        """Read the data settings of a run's recipe, with its present path."""
         return override_run_data(recipe, settings, "vitrail report")[1]
 
     suites = [path for path in arguments.runs if SuiteFolder.is_one(path)]

@@ -47,12 +47,12 @@ def sentences(suite: Suite, tables: Tables) -> list[str]:
 
 
 def _kind(tables: Tables) -> str:
-    """What the measured images are called."""
+    """Name the measured images by their split."""
     return "validation images" if tables.split == "val" else "test images"
 
 
 def _on_validation(tables: Tables) -> list[str]:
-    """One sentence where the measured images also chose the best epoch."""
+    """Warn, in one sentence, where the measured images also chose the best epoch."""
     if tables.split != "val":
         return []
     return [

@@ -229,7 +229,7 @@ def identity(recipe: Recipe, needs: str | None = None, where: str = "recipe", kn
 
 
 def _earlier_names(recipe: Recipe) -> dict[str, Any]:
-    """Settings of the data by their names in earlier versions, so that identities do not change.
+    """Return the data settings by their names in earlier versions, so that identities do not change.
 
     Settings of groups that earlier versions did not have are left out at their defaults.
     """

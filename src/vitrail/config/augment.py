@@ -121,7 +121,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def _checked(name: str, value: Any) -> Any:
-    """The value in its own type."""
+    """Validate a value and convert it to the setting's type."""
     default = AugmentSettings.__dataclass_fields__[name].default
     place = f"data.augmentation.{name}"
     low, high = _RANGES.get(name, (0, 1))
@@ -168,7 +168,7 @@ PRESETS: dict[str, AugmentSettings] = {
 
 
 def augment_settings(preset: str, changes: Mapping[str, Any] | None = None) -> AugmentSettings:
-    """The settings of a preset, some of them changed.
+    """Return the settings of a preset, some of them changed.
 
     Args:
         preset: Its name.

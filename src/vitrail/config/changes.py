@@ -53,7 +53,7 @@ def split_words(words: Sequence[str], prefixes: Sequence[str] = ("--",)) -> tupl
 
 
 def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """A recipe's plain values with layers of dotted settings on top, the last with the last word.
+    """Apply layers of dotted settings to a recipe's plain values; the last layer has precedence.
 
     The order loses nothing. The last whole part ``model`` replaces the recipe's own (another family) before any dotted
     setting is applied; what it names then holds against the layers before its own. Then come the layers' dotted
@@ -100,7 +100,7 @@ def _set(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
 
 
 def merge(below: Any, above: Any) -> Any:
-    """A value on top of another: mappings key by key, an empty mapping and anything else in place of what was there."""
+    """Merge two values, the second above the first: mappings key by key; {} and any other value replace."""
     if not isinstance(below, Mapping) or not isinstance(above, Mapping) or not above:
         return copy.deepcopy(above)
     result = copy.deepcopy(dict(below))

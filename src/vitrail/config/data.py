@@ -174,7 +174,7 @@ class DataConfig:
         return replace(self, **own, **built)
 
     def form(self) -> dict[str, Any]:
-        """The settings of :data:`FORM_SETTINGS` that are given, source and path always."""
+        """Return the settings of :data:`FORM_SETTINGS` that are given, source and path always."""
         values = {name: self.setting(name) for name in FORM_SETTINGS}
         return {n: v for n, v in values.items() if n in ("source", "path") or v != DEFAULTS[n]}
 
@@ -342,7 +342,7 @@ def _name_no_data(group: str, config: ValuesConfig | SpectralConfig) -> None:
 
 
 def _plain_label(value: int | float | bool | str) -> int | str:
-    """A label as a whole number or a text: 1.0 as 1, 0.5 and true as they are spelled."""
+    """Convert a label to a whole number or a text: 1.0 to 1; 0.5 and true as they are spelled."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return str(value) if isinstance(value, (bool, float)) else value

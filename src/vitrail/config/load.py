@@ -180,7 +180,7 @@ _instantiate_once = typing.cast(
 
 
 def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail train") -> jsonargparse.ArgumentParser:
-    """The parser of a recipe's options.
+    """Build the parser of a recipe's options.
 
     Args:
         settings_type: Dataclass of the model's settings; without it only those of :class:`ModelConfig`.
@@ -226,7 +226,7 @@ _kept_parser = typing.cast("Callable[[type[Any]], jsonargparse.ArgumentParser]",
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """A recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
+    """Format a recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
     return dump_yaml(recipe.to_dict())
 
 
@@ -297,7 +297,7 @@ def _without_texts(name: str, values: Mapping[str, Any], hints: Mapping[str, Any
 
 
 def _all_hints(settings_type: type[Any]) -> dict[str, dict[str, Any]]:
-    """Part -> setting -> type."""
+    """Return the type of every setting, by part and setting."""
     of_model = {name: hint for name, hint in field_hints(ModelConfig).items() if name in _MODEL_FIELDS}
     return {
         **{part: field_hints(kind) for part, kind in _PARTS.items()},
@@ -317,7 +317,7 @@ def _check_options(changes: Iterable[str], settings_type: type[Any], prog: str, 
 
 
 def _readable(error: BaseException) -> str:
-    """Jsonargparse's complaint in vitrail's form: which setting, what it may be, what it was."""
+    """Reword an error of jsonargparse: the setting, its possible values, the value given."""
     text = " ".join(str(error).split())
     match = re.search(r'(?:Parser key|argument) "?-*([\w.]+)"?\s*:\s*(.*)', text)
     if match is None:

@@ -113,7 +113,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values as YAML that :func:`parse_yaml` and readers of YAML 1.1 read back to equal values."""
+    """Format plain values as YAML that :func:`parse_yaml` and readers of YAML 1.1 read back to equal values."""
     return yaml.dump(value, Dumper=_CoreDumper, sort_keys=False)
 
 

@@ -83,7 +83,7 @@ field_hints = typing.cast("Callable[[type[Any]], dict[str, Any]]", functools.cac
 
 
 def hint_of_field(hint: Any, name: str) -> Any:
-    """The type of a field of a nested dataclass; None where it is not known."""
+    """Return the type of a field of a nested dataclass; None where it is not known."""
     for kind in _members(hint):
         if _is_config(kind):
             return field_hints(kind).get(name)
@@ -91,7 +91,7 @@ def hint_of_field(hint: Any, name: str) -> Any:
 
 
 def spelling(kinds: str, value: str) -> str:
-    """How to write what was probably meant, to append to an error.
+    """Suggest the spelling that was probably meant, to append to an error.
 
     Args:
         kinds: The types that the setting has.
@@ -107,7 +107,7 @@ def spelling(kinds: str, value: str) -> str:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; the type itself where it is none."""
+    """Return the members of a union; the type itself where it is not a union."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return tuple(kind for member in typing.get_args(hint) for kind in _members(member))
     return (hint,)

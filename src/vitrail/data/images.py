@@ -241,7 +241,7 @@ def _draft_below(image: Image.Image, max_pixels: int, name: str) -> None:
 
 
 def _turned_tiff(file: Path | bytes, image: Image.Image) -> Image.Image:
-    """A TIFF without compression that lies on its side, whose lines Pillow 13.0 cuts at the wrong length."""
+    """Read an uncompressed TIFF that its tag rotates by 90 degrees; Pillow 13.0 cuts its lines at the wrong length."""
     from vitrail.data.rasters import open_raster
 
     planes = open_raster(io.BytesIO(file) if isinstance(file, bytes) else file).values

@@ -142,7 +142,7 @@ def files_config(card: ModelCard, data: DataConfig, spectral: str | Path | None)
 
 
 def _names_of(card: ModelCard, data: DataConfig) -> tuple[str, ...] | None:
-    """Default names of a file's bands for a run trained on arrays: the model's bands."""
+    """Return the default names of a file's bands for a run trained on arrays: the model's bands."""
     bands = card.streams["image"].bands
     return bands if data.bands.use is None and bands not in BANDS.values() else None
 

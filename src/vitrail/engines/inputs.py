@@ -14,7 +14,7 @@ from vitrail.errors import DataError
 
 
 def takes_any_size(inputs: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether an export takes pixels of any size that it neither crops nor resizes.
+    """Return whether an export takes pixels of any size that it neither crops nor resizes.
 
     Args:
         inputs: Descriptions of its inputs, as in export.json.

@@ -192,10 +192,10 @@ class _Compiled:
 
 
 def _weights(model: Any) -> int:
-    """Bytes of a model's constants."""
+    """Count the bytes of a model's constants."""
     return sum(op.get_byte_size() for op in model.get_ops() if op.get_type_name() == "Constant")
 
 
 def _floating(core: Any) -> str:
-    """Precision of a quantised model's operations in floating point."""
+    """Return the precision of a quantised model's operations in floating point."""
     return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"

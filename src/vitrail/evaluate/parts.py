@@ -162,7 +162,7 @@ def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap
     labelled = ~np.isnan(of_clouds)
 
     def measure(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Measures of weighted clouds ``(M, r)``: accuracy, both means and each part, shape ``(3 + K, r)``."""
+        """Compute accuracy, both means and the value of each part of weighted clouds ``(M, r)``: ``(3 + K, r)``."""
         pooled = counts.pooled(weights)
         mean_of_clouds = _ratio(np.where(labelled, of_clouds, 0.0).T @ weights, labelled.T @ weights)
         return np.stack([pooled.accuracies(), pooled.mious(counts.present), *mean_of_clouds, *pooled.ious().T])

@@ -131,7 +131,7 @@ class HeldOut:
 
 
 def is_current(run: RunFolder, name: str, **origin: Any) -> bool:
-    """Whether predictions of this name and origin are saved for the current weights of the run."""
+    """Return whether predictions of this name and origin are saved for the current weights of the run."""
     if not run.predictions(name).is_file() or not run.embeddings(name).is_file():
         return False
     attributes = run.origin_of_predictions(name)

@@ -22,7 +22,7 @@ _CUT = 0.01
 def as_pictures(
     images: Tensor, bands: Sequence[str] = (), *, alike: bool = False, stretch: bool = False
 ) -> npt.NDArray[Any]:
-    """Bands named red, green and blue in true colour, other three bands as they come, one in gray, else the mean.
+    """Show red, green and blue bands in true colour, other three bands as they come, one in gray, else the mean.
 
     The contrast of pictures made from more bands than they show is stretched.
 
@@ -79,7 +79,7 @@ def _stretched(images: Tensor, alike: bool) -> Tensor:
 
 
 def jpeg_uri(picture: npt.NDArray[Any], size: tuple[int, int], quality: int = 85) -> str:
-    """A picture as a data URI.
+    """Encode a picture as a JPEG data URI.
 
     Args:
         picture: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
@@ -109,7 +109,7 @@ def in_color(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def gray(picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A picture ``(H, W)`` or ``(H, W, 3)`` without its colours, so that colour laid over it means one thing.
+    """Convert a picture ``(H, W)`` or ``(H, W, 3)`` to gray, so that overlaid colour has one meaning.
 
     Source: ITU-R BT.601, luma.
     """

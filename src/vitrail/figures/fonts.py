@@ -82,19 +82,19 @@ def _use_fallback_fonts(figure: Figure) -> str:
 
 
 def _drawn_letters(text: str) -> frozenset[str]:
-    """Letters of a text that leave a mark."""
+    """Return the letters of a text that leave a mark."""
     return frozenset(letter for letter in text if letter.isprintable() and not letter.isspace())
 
 
 @functools.cache
 def _plain_letters() -> frozenset[str]:
-    """ASCII, which every font has."""
+    """Return the printable ASCII letters, which every font has."""
     return frozenset(map(chr, range(33, 127)))
 
 
 @functools.lru_cache(maxsize=512)
 def _letters_of(path: str) -> frozenset[str]:
-    """Letters that a font file can draw at any size; none for colour bitmaps and damaged files."""
+    """Return the letters that a font file can draw at any size; none for colour bitmaps and damaged files."""
     try:
         font = FT2Font(path)
     except (OSError, RuntimeError):
@@ -123,7 +123,7 @@ def _installed_fonts() -> list[Any]:
 
 
 def _rank(entry: Any) -> tuple[bool, bool, str]:
-    """Upright fonts of usual weight and without serifs first."""
+    """Return a sort key: upright fonts of regular weight without serifs come first."""
     return (
         entry.style != "normal" or entry.weight not in (400, "normal", "regular"),
         "Sans" not in entry.name,

@@ -48,7 +48,7 @@ def distinct_names(names: Sequence[str], most: int) -> list[str]:
 
 
 def _common_start(names: Sequence[str]) -> int:
-    """Number of letters with which all names begin."""
+    """Count the letters with which all names begin."""
     same = 0
     for letters in zip(*names, strict=False):
         if len(set(letters)) > 1:

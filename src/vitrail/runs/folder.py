@@ -223,7 +223,7 @@ class RunFolder:
                     file.unlink(missing_ok=True)
 
     def explanation(self, epoch: int) -> Path:
-        """Path of the explanations figure of an epoch."""
+        """Return the path of the explanations figure of an epoch."""
         return self.figures / "explanations" / f"epoch_{epoch:03d}.png"
 
     # -- metrics -----------------------------------------------------------------------------------------
@@ -263,11 +263,11 @@ class RunFolder:
     # -- predictions -------------------------------------------------------------------------------------
 
     def predictions(self, split: str) -> Path:
-        """Path of a split's predictions."""
+        """Return the path of a split's predictions."""
         return self.path / "predictions" / f"{split}.parquet"
 
     def embeddings(self, split: str) -> Path:
-        """Path of a split's embeddings (pre-logit features)."""
+        """Return the path of a split's embeddings (pre-logit features)."""
         return self.path / "predictions" / f"{split}_embeddings.npy"
 
     def write_predictions(
@@ -340,7 +340,7 @@ class RunFolder:
             table.to_parquet(temporary)
 
     def saved_predictions(self) -> list[str]:
-        """Names of saved predictions."""
+        """List the names of saved predictions."""
         return sorted(path.stem for path in (self.path / "predictions").glob("*.parquet"))
 
     def weights_hash(self) -> str | None:
@@ -435,7 +435,7 @@ class RunFolder:
         return measures
 
     def evaluation_of(self, name: str, primary: bool = False) -> Path:
-        """Path of an evaluation's folder.
+        """Return the path of an evaluation's folder.
 
         Args:
             name: Name of the split or of other data.

@@ -34,15 +34,15 @@ class SuiteFolder:
 
     @classmethod
     def is_one(cls, path: str | Path) -> bool:
-        """Whether a folder is a suite folder."""
+        """Return whether a folder is a suite folder."""
         return cls(path).facts.is_file()
 
     def recipe(self, identity: str) -> Path:
-        """Path of the resolved recipe of a run."""
+        """Return the path of the resolved recipe of a run."""
         return self.path / "recipes" / f"{identity}.yaml"
 
     def log(self, identity: str) -> Path:
-        """Path of the output of a run."""
+        """Return the path of the output of a run."""
         return self.path / "logs" / f"{identity}.log"
 
     def write_table(self, file: Path, table: pd.DataFrame) -> None:

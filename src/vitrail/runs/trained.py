@@ -89,7 +89,7 @@ class ModelCard:
         return is_per_point(self.settings)
 
     def part_numbers(self, parts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Number the parts of a source by the model's classes, shape ``(len(parts) + 1,)``; the last, -1, is no label.
+        """Map the parts of a source to the model's classes, shape ``(len(parts) + 1,)``; the last, -1, is unlabelled.
 
         Args:
             parts: Their names.

@@ -46,7 +46,7 @@ def gather_with_gradient(x: Tensor) -> Tensor:
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float, *, gather: bool = True) -> tuple[Tensor, Tensor]:
-    """Normalised temperature-scaled cross-entropy.
+    """Compute the normalised temperature-scaled cross-entropy (NT-Xent).
 
     For each of the 2 N views i with its partner j, -log(exp(s_ij / t) / sum over k != i of exp(s_ik / t)), where s is
     the cosine similarity, averaged over the views. With several processes the sum runs over the views of all of them:

@@ -144,7 +144,7 @@ def build_batch_augmentation(
 
 
 def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
-    """Settings of the model that follow from the images; the recipe's ``img_size`` has precedence."""
+    """Derive settings of the model from the images; the recipe's ``img_size`` has precedence."""
     bands = data.source.bands
     family = find_family(recipe.model.name)[0]
     modality = family.modality
@@ -184,6 +184,6 @@ def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> di
 
 
 def _value_type(data: ImageData, stream: str) -> Any:
-    """Type that determined the range of a stream's stored values; None if the recipe states the range."""
+    """Return the type that determined the range of a stream's stored values; None if the recipe states the range."""
     values = data.source.values.get(stream)
     return None if values is None else values.limits.kind

@@ -46,7 +46,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of the processes that train together, which writes files."""
+    """Return whether this is the first of the processes that train together, which writes files."""
     # Before the processes connect, Lightning counts those of its own machine.
     machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return getattr(rank_zero_only, "rank", 0) == 0 and int(machine) == 0

@@ -62,7 +62,7 @@ def resume_settings(recipe: Recipe, run: RunFolder, resume: bool) -> Recipe:
 
 
 def is_finished(recipe: Recipe, run: RunFolder) -> bool:
-    """Whether a run has nothing left to train, and print why."""
+    """Return whether a run has nothing left to train, and print why."""
     reason = _nothing_left(recipe, run)
     if reason is not None and is_first_process():
         print(f"{run} is finished: {reason}; nothing is changed")

@@ -133,7 +133,7 @@ def run_trainer(trainer: Trainer, module: TaskModule, data: ImageData, run: RunF
 def _common_callbacks(
     recipe: Recipe, run: RunFolder, data: ImageData, task: Task, callbacks: list[Callback]
 ) -> list[Callback]:
-    """Callbacks of supervised training and pre-training alike, called after their own."""
+    """Build the callbacks that supervised training and pre-training share, called after their own."""
     common: list[Callback] = []
     if recipe.run.explain_images:
         common.append(DrawExplanations(run, data, recipe, task))

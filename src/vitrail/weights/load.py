@@ -84,7 +84,7 @@ class Structured(Protocol):
     """A model whose depth and width can be read off a checkpoint."""
 
     def read_structure(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Settings of depth and width, from tensors by our names."""
+        """Read settings of depth and width off tensors by our names."""
         ...
 
 

@@ -90,7 +90,7 @@ def _pair(content: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
 
 
 def _fits(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
-    """Whether these are plausible for values in 0..1."""
+    """Return whether these are plausible for values in 0..1."""
     return len(mean) == len(std) and all(-1 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)
 
 

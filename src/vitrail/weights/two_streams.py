@@ -8,7 +8,7 @@ from vitrail.weights.rules import Convert, FoldProjection, Rename, Rule, SplitRo
 
 
 def _prompt_on_grid(prompt: Tensor) -> Tensor:
-    """The fusion's prompt ``(1, 1, C)`` for tokens on a grid, ``(1, 1, 1, C)``."""
+    """Reshape the fusion's prompt ``(1, 1, C)`` for tokens on a grid, ``(1, 1, 1, C)``."""
     return prompt.unsqueeze(1)
 
 

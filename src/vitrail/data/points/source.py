@@ -267,7 +267,7 @@ def _generator(seed: int, points: Array) -> np.random.Generator:
 
 
 def _number_parts(parts: Sequence[Array], names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Array]]:
-    """Number the labels of points, which are whole numbers; negative ones mark points without a label.
+    """Map the labels of points, whole numbers, to class numbers; negative ones mark points without a label.
 
     Args:
         parts: Label of each point of each cloud.

@@ -118,7 +118,7 @@ class ArraySource(ImageSource):
         return tuple(names)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images ``(B, C, H, W)``, float32 in 0..1."""
+        """Read images, shape ``(B, C, H, W)``, float32 in 0..1."""
         if self._corners is None:
             images = self._images[torch.as_tensor(indices)]
         else:

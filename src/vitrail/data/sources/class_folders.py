@@ -108,7 +108,7 @@ def class_of_folder(path: Path, classes: Sequence[str]) -> str:
 def number_labels(
     labels: Sequence[str], classes: Sequence[str] | None, where: Path, *, given: bool = False
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Number labels by the classes.
+    """Map labels to their class numbers.
 
     Args:
         labels: Class of each file; "" for none, -1 of the result.

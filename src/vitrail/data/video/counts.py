@@ -140,7 +140,7 @@ def _from_entry(path: Path, entry: Mapping[str, Any]) -> VideoIndex:
 
 
 def _version() -> list[Any]:
-    """Version of the entries; other decoders may count other frames."""
+    """Return the version of the entries; other decoders may count other frames."""
     try:
         return [_FORM, importlib.metadata.version("av")]
     except importlib.metadata.PackageNotFoundError:

@@ -144,7 +144,7 @@ class VideoSource(StoredSource):
         self.notes = self._describe()
 
     def _describe(self) -> list[str]:
-        """Facts for the start of a run: clips that are left out, and those that are too short."""
+        """List the clips that are left out or too short, for the start of a run."""
         # Verbs report what is left out of the files that they are given.
         notes = [] if self._given else [f"left out: {key} {reason}" for key, reason in self.left_out]
         if not self.classes:
@@ -274,7 +274,7 @@ def crop_side(frame: Tensor, size: tuple[int, int], along: float) -> Tensor:
 
 
 def has_times(config: DataConfig, path: Path) -> bool:
-    """Whether the times of a clip's frames are known: those of a folder of pictures are where its rate is given."""
+    """Return whether the times of a clip's frames are known; of a folder of pictures where its rate is given."""
     return not path.is_dir() or config.video.folder_fps is not None
 
 

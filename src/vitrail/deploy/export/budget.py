@@ -63,7 +63,7 @@ class Budget:
         return max(0.0, share * self.seconds - self.spent)
 
     def fits(self, seconds: float | None = None, share: float = 1.0) -> bool:
-        """Whether a step that takes so long is done before a share of the budget is spent; unknown counts as 0."""
+        """Return whether a step of this duration ends within a share of the budget; unknown counts as 0."""
         return (seconds or 0.0) < self.left(share)
 
     @contextmanager

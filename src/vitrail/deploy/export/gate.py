@@ -139,7 +139,7 @@ class GateImages:
         return (logits >= 0).astype(np.int64) if self.multi_label else logits.argmax(axis=1, keepdims=True)
 
     def changed(self, logits: Floats, rows: Sequence[int] | None = None) -> Bools:
-        """Whether the decision for each image, or for some, is another than the original's, of any label."""
+        """Return whether the decision for each image, or for some, is another than the original's, of any label."""
         original = self.original.logits if rows is None else self.original.logits[list(rows)]
         changed: Bools = (self.decisions(original) != self.decisions(logits)).any(axis=1)
         return changed

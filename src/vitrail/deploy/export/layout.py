@@ -94,7 +94,7 @@ def _merge_windows(transpose: Node) -> None:
 
 
 def _sizes(output: Any) -> list[int] | None:
-    """Sizes of the axes, -1 for a free batch; None if another one is free."""
+    """Return the sizes of the axes, -1 for a free batch; None if another one is free."""
     shape = output.get_partial_shape()
     if shape.rank.is_dynamic or shape.rank.get_length() == 0 or any(size.is_dynamic for size in list(shape)[1:]):
         return None

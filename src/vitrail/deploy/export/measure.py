@@ -96,7 +96,7 @@ class Ratio:
         return cls(n, statistics.median(ratios), *ends)
 
     def shows(self, factor: float) -> bool:
-        """Whether it is shown to be above a factor, or shown to be at most the factor."""
+        """Return whether it is shown to be above a factor, or shown to be at most the factor."""
         return self.low > factor or self.high <= factor
 
     def to_json(self) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def add_memory(
 
 
 def _shown_to_be_slower_or_not(times: Times) -> bool:
-    """Whether each candidate is shown to be slower than the run, or not to be."""
+    """Return whether each candidate is shown to be slower than the run, or not to be."""
     return all(Ratio.of(own, times[EAGER]).shows(LEAST_GAIN) for name, own in times.items() if name != EAGER)
 
 

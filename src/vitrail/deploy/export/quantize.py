@@ -249,7 +249,7 @@ class _Quantization:
         return best
 
     def _restoration(self, best: _Variant) -> float:
-        """Seconds that other trials leave to the restoration, which gains most; 0 if it is not needed or cannot fit."""
+        """Return the seconds to reserve for the restoration, which gains most; 0 if not needed or too long."""
         needed = _RESTORATION * best.seconds
         return needed if not self.enough(best.change) and self._fits(needed) else 0.0
 

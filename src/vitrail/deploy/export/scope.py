@@ -108,7 +108,7 @@ def _of_pixels(ordered: Sequence[Operation]) -> set[str]:
 
 
 def _is_attention(one: Operation, of_pixels: set[str]) -> bool:
-    """Whether an operation is attention, or a product of two activations."""
+    """Return whether an operation is attention, or a product of two activations."""
     return one.kind == "ScaledDotProductAttention" or (one.kind == "MatMul" and of_pixels.issuperset(one.sources[:2]))
 
 

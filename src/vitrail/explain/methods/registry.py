@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {}
 
 
 def _known() -> dict[str, Method]:
-    """The registered methods, those of other distributions included."""
+    """Return the registered methods, those of other distributions included."""
     load_plugins(PLUGINS)  # their modules register them
     return METHODS
 

@@ -76,7 +76,7 @@ def _tokens(
     token: int | None = None,
     learner: int = 0,
 ) -> dict[str, StreamMap]:
-    """Selection maps of learned tokens: of one token, or the mean over all with each as a part."""
+    """Token selection maps of a TokenLearner: of one token, or the mean over all with each as a part."""
     maps = token_maps(model, *inputs, learner=learner)
     if token is not None and not 0 <= token < maps.shape[1]:
         raise ConfigError(f"token must be from 0 to {maps.shape[1] - 1}, got {token}")

@@ -72,7 +72,7 @@ def panels(rows: int, columns: int, width: float = 3.2, ratio: float = 1.0) -> t
 
 
 def ratio_of(pair: Pair) -> float:
-    """Height over width."""
+    """Return height over width."""
     return pair[0] / pair[1]
 
 
@@ -185,7 +185,7 @@ def hatch_cells(axis: Any, cells: Array, first: Pair = (0, 0)) -> None:
 def lines(
     axis: Any, grid: Pair, step: Pair = (1, 1), color: str = "white", width: float = 0.5, first: Pair = (0, 0)
 ) -> None:
-    """Lines between cells, every ``step`` rows and columns, from the row and column ``first``."""
+    """Draw lines between cells, every ``step`` rows and columns, from the row and column ``first``."""
     cells = max((grid[0] - first[0]) / step[0], (grid[1] - first[1]) / step[1])
     if cells > _MOST_LINES:
         return
@@ -200,7 +200,7 @@ def lines(
 
 
 def outline(axis: Any, labels: Array) -> None:
-    """Lines wherever neighbouring cells of a map ``(rows, columns)`` have different labels, and around it."""
+    """Draw lines between neighbouring cells of different labels in a map ``(rows, columns)``, and around it."""
     rows, columns = labels.shape
     framed = np.full((rows + 2, columns + 2), -(10**9))
     framed[1:-1, 1:-1] = labels

@@ -116,7 +116,7 @@ class RepresentationMetrics(Callback):
     def _features(
         self, task: PretrainingTask, split: str, most: int, device: torch.device, views: nn.Module | None = None
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
-        """Features ``(N, C)`` and targets of a split's images, or of views of them, on the CPU."""
+        """Compute features ``(N, C)`` and targets of a split's images, or of views of them, on the CPU."""
         chosen = self.data.evenly_spaced(split, most)
         parts: list[Tensor] = []
         size = self.data.config.images_a_step
