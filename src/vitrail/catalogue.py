@@ -32,7 +32,7 @@ class Setting:
 
     Attributes:
         default: Its default, as JSON has it.
-        help: What it means.
+        help: Meaning of the setting.
     """
 
     default: Any
@@ -44,7 +44,7 @@ class FamilyFacts:
     """What the variants of a family share.
 
     Attributes:
-        description: What the architecture is, in a sentence.
+        description: Description of the architecture, one sentence.
         source: Paper.
         settings: Setting name -> default and meaning.
     """
@@ -81,10 +81,10 @@ class Part:
     Attributes:
         name: The part's name in the model; the first and the last for several.
         kind: Its class.
-        count: How many there are.
+        count: Number of equal parts.
         output_shape: Shape that each gives for one image; None where it gives nothing.
-        parameters: Of each.
-        multiply_adds: Of each, for one image.
+        parameters: Parameters of each.
+        multiply_adds: Multiply-adds of each, for one image.
     """
 
     name: str
@@ -120,9 +120,9 @@ class Variant:
         streams: Its inputs.
         num_classes: Width of its logits; 0 where it gives features.
         parameters: Number of parameters.
-        multiply_adds: Of one image.
+        multiply_adds: Multiply-adds of one image.
         published: The authors' ImageNet-1k top-1 in per cent, where they gave one.
-        settings: Those that differ from the family's defaults.
+        settings: Settings that differ from the family's defaults.
         parts: The model's parts from the input to the head.
         results: All published accuracies, that of ``published`` first.
     """

@@ -53,8 +53,8 @@ def closest(name: str, choices: Iterable[str]) -> str:
     """Phrase that names the known spelling nearest to a mistaken one, to append to an error message.
 
     Args:
-        name: What the user wrote.
-        choices: What would have been understood.
+        name: Name as the user wrote it.
+        choices: Known names.
 
     Returns:
         ``"; did you mean 'x'?"``, or the choices themselves where none is near and there are few of them.
@@ -111,8 +111,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Phrase that names the known spelling nearest to a mistaken one, where the message lists the choices itself.
 
     Args:
-        name: What the user wrote.
-        choices: What would have been understood.
+        name: Name as the user wrote it.
+        choices: Known names.
 
     Returns:
         ``"; did you mean 'x'?"``, or nothing where none is near.
@@ -125,8 +125,8 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Find the known name nearest to a misspelled one; None where none is near.
 
     Args:
-        name: What the user wrote.
-        choices: What would have been understood; the dashes of options do not count.
+        name: Name as the user wrote it.
+        choices: Known names; the dashes of options do not count.
     """
     plain = name.lstrip("-")
     near = {c: score for c in sorted(set(choices)) if (score := _likeness(plain, c.lstrip("-")))[0] >= _ALIKE}

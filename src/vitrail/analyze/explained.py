@@ -30,7 +30,7 @@ class Explained:
         pictures: Stream -> picture, shape ``(H, W)`` or ``(H, W, 3)``, in 0..1; the points ``(N, 3)`` of a cloud.
         true: True class; empty where it is unknown.
         predicted: The most probable class; empty for a model without classes.
-        probability: Of the predicted class.
+        probability: Probability of the predicted class.
         explanations: Method -> explanation of the batch of this image.
         row: Index of the image in that batch.
         labels: Parts of the points of a cloud, for a model that labels points.

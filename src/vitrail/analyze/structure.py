@@ -374,7 +374,7 @@ def write_structures(found: Iterable[Learned], folder: Path, run: str, weights: 
 
     Args:
         found: The structures; each is written before the next one is computed.
-        folder: Where the files go.
+        folder: Folder of the files.
         run: Name of the model.
         weights: Hash of its weights.
 

@@ -45,7 +45,7 @@ class VerbParser(argparse.ArgumentParser):
 
     Args:
         verb: The verb, for the usage line.
-        description: What the verb does.
+        description: Description of the verb.
     """
 
     def __init__(self, verb: str, description: str) -> None:

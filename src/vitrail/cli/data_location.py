@@ -68,7 +68,7 @@ def override_run_data(recipe: Path, settings: Sequence[str], prog: str) -> tuple
 
     Args:
         recipe: The recipe in the run folder.
-        settings: What :func:`split_arguments` gave.
+        settings: Settings as returned by :func:`split_arguments`.
         prog: The command, for errors.
     """
     from vitrail.cli.recipes import load_run_recipe

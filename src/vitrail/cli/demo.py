@@ -23,7 +23,7 @@ class DemoSet(NamedTuple):
 
     Attributes:
         name: Folder of its recipes.
-        inputs: What it holds, for the line at the beginning.
+        inputs: Description of the inputs, for the line at the beginning.
         exported: Model that is exported, where it is trained: chosen beforehand, since the best on test images would
             be by chance.
     """

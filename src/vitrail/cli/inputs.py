@@ -31,7 +31,7 @@ class Prepared:
         inputs: One tensor ``(B, C, H, W)`` for each stream, normalised.
         description: One sentence about the inputs.
         shown: Displayable picture of each stream: shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
-        titles: What each of those is.
+        titles: Title of each picture.
     """
 
     inputs: list[Tensor]
@@ -55,11 +55,11 @@ def prepare_inputs(
 
     Args:
         streams: The model's inputs.
-        batch: How many times each is repeated.
+        batch: Batch size: number of times that each input is repeated.
         image: An image file, or an array (.npy) of the first stream's bands.
         spectral: An array (.npy) of the second stream's bands.
         trained: The run that the model is from.
-        data: What that run was trained on.
+        data: Data settings of that run.
 
     Raises:
         ConfigError: A file for an input that the model does not have, or of other bands.

@@ -15,7 +15,7 @@ def name_inputs(text: str, arguments: Sequence[str]) -> str:
 
     Args:
         text: An error or a warning about data.
-        arguments: Of the command: its run folders, recipe and settings have the kind of the inputs.
+        arguments: Arguments of the command; its run folders, recipe and settings determine the kind of the inputs.
     """
     if not re.search("image", text, re.IGNORECASE):
         return text

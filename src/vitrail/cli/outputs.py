@@ -50,7 +50,7 @@ def output_file(text: str, kind: Kind, inputs: Iterable[str | Path | None] = (),
 
     Args:
         text: As it is written; a leading ``~`` is the home folder.
-        kind: What is going to be written: an earlier one may be replaced.
+        kind: Kind of file to be written; an earlier file of this kind may be replaced.
         inputs: Files that the verb reads.
         option: Its name, for errors.
 

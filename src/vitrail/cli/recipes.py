@@ -30,7 +30,7 @@ def read_recipe_arguments(
 
     Args:
         prog: The command, for usage and errors.
-        description: What it does.
+        description: Description of the verb.
         argv: Arguments after the verb.
         flags: Options without a value -> what they do.
         more: Options that the verb has read already -> what they do, for its help.
@@ -92,7 +92,7 @@ def _with_model_of_weights(content: Mapping[str, Any], settings: Mapping[str, Wr
 
     Args:
         content: The recipe's file.
-        settings: Of the command line.
+        settings: Settings of the command line.
 
     Returns:
         These settings, and the name and settings that stand beside the weights, but those that follow from the data.
@@ -131,7 +131,7 @@ def data_for_files(run: RunFolder, arguments: argparse.Namespace) -> DataConfig:
 
     Args:
         run: The run.
-        arguments: Those of :meth:`VerbParser.add_unfit_files` among them.
+        arguments: Arguments of the verb, with those of :meth:`VerbParser.add_unfit_files`.
     """
     return for_files(load_run_recipe(run.recipe).data, arguments)
 
@@ -157,7 +157,7 @@ def _choose_settings_of(content: Mapping[str, Any], settings: Mapping[str, Any])
 
     Args:
         content: The recipe's file.
-        settings: Of the command line.
+        settings: Settings of the command line.
     """
     given = set(settings)
     for part, values in content.items():

@@ -135,7 +135,7 @@ def _describe(file: str, facts: WeightsFacts, fits: bool) -> str:
 
     Args:
         file: Name of the file.
-        facts: What it is.
+        facts: Facts about the file.
         fits: Whether the model that was asked for fits, so that no advice on another is needed.
     """
     from vitrail.weights.normalisation import describe

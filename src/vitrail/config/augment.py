@@ -33,17 +33,17 @@ class AugmentSettings:
         translate: Largest shift, as a share of height and width, either way.
         zoom: Magnification, least and most.
         shear: Largest shear in degrees, either way, along both axes.
-        affine_probability: Of rotate, translate, zoom and shear, all of them together.
-        padding: What lies outside the image: "zeros", "border" (its outermost pixels) or "reflection".
+        affine_probability: Probability of rotate, translate, zoom and shear, all of them together.
+        padding: Values outside the image: "zeros", "border" (its outermost pixels) or "reflection".
         brightness: Largest relative change, either way; likewise contrast and saturation.
         contrast: Change of the distance from the image's mean gray.
         saturation: Change of the distance from each pixel's gray.
         hue: Largest turn of the hue, as a share of the whole circle, either way, at most 0.5.
-        color_probability: Of brightness, contrast, saturation and hue, all of them together.
+        color_probability: Probability of brightness, contrast, saturation and hue, all of them together.
         grayscale: Probability of an image without colours.
         auto: "randaugment" (auto_operations operations of one strength) or "trivialaugment" (one operation of a random
             strength), drawn for each image from fourteen.
-        auto_operations: Of RandAugment.
+        auto_operations: Number of operations of RandAugment.
         auto_magnitude: Strength of RandAugment, 0 to 30.
         blur: Probability of a Gaussian blur.
         blur_sigma: Its standard deviation in hundredths of the image's shorter side, least and most.
@@ -53,7 +53,7 @@ class AugmentSettings:
         stream_dropout: Probability that one of an image's streams, any of them, is erased; one always stays.
         mixup: Parameter of the Beta distribution from which shares of two images are drawn; 0 for no mixup.
         cutmix: The same for pasting a rectangle of another image; with mixup, each image gets one of the two.
-        mix_probability: Of each image that it is mixed with another, where mixup or cutmix is on.
+        mix_probability: Probability that an image is mixed with another, where mixup or cutmix is on.
 
     Source: crops: Szegedy et al. 2015, arXiv:1409.4842, section 6; RandAugment: Cubuk et al. 2020, arXiv:1909.13719;
     TrivialAugment: Müller & Hutter 2021, arXiv:2103.10158; erasing: Zhong et al. 2020, arXiv:1708.04896; mixup: Zhang

@@ -64,7 +64,7 @@ def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any], where:
         content: The values.
         layers: From the most general to the most specific: ``part.setting`` (or deeper,
             ``data.augmentation.mixup``) -> value; or ``model`` -> the whole part.
-        where: What they are, for errors; ends in ": ".
+        where: Origin of the layers, for errors; ends in ": ".
 
     Raises:
         ConfigError: A name that is not of this form or lies below a value that has no parts, or a setting that a layer

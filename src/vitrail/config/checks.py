@@ -21,7 +21,7 @@ def expand_home(name: str, path: str) -> str:
     """Replace a leading ``~`` by the home folder, as a shell does.
 
     Args:
-        name: Of the setting, for errors.
+        name: Name of the setting, for errors.
         path: A path.
 
     Raises:

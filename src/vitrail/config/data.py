@@ -67,7 +67,7 @@ class DataConfig:
         scale: Value that becomes 1 (with ``values.offset``: the difference between the values that become 0 and 1), for
             all bands or one a band. Not needed for 8 bits and where files bring a scale and offset of their own (GDAL),
             which are applied first; of 16-bit integers of one type throughout their largest is used, and logged.
-        split: How images that are not split already are split. "auto": a scene by blocks, images with groups (a column
+        split: Method that splits images without a given split. "auto": a scene by blocks, images with groups (a column
             or ``splitting.group``) grouped, others stratified; the run's recipe records which. "stratified": each image
             by its own hash, so that a new one moves no other, and of each class about the wanted share; "exact":
             exactly that share of each class, where a new image may move one at each border (collections that never grow
@@ -77,7 +77,7 @@ class DataConfig:
         augment: "none", "light" (small shifts, turns and zooms), "standard" (random crops, flips and colour), "strong"
             (RandAugment, erasing, mixup and CutMix as well) or "leaf" (any way round, gentle colours).
         batch_size: Images a step; "auto" measures training steps and takes the smallest that is about as fast as any.
-        images: How images are read.
+        images: Reading of the images.
         bands: Bands of the images.
         values: Range of the stored values.
         spectral: Second stream: its files, bands and values.

@@ -22,8 +22,8 @@ class ImagesConfig:
             in timm (0.875: 224 of 256 pixels); training sees all of it. 1 cuts off no margin.
         max_pixels: Largest picture or raster, height times width; a larger one is read at reduced size where its format
             allows it (JPEG, rasters), else refused.
-        repeated_files: How often an image of a folder counts that several links lead to: "once" a class, or "each" time
-            (oversampling; for folders that are split already).
+        repeated_files: Number of times that an image counts to which several links lead: "once" per class, or "each"
+            time (oversampling; for folders that are split already).
     """
 
     resize: Literal["crop", "squash"] = "crop"
@@ -39,12 +39,12 @@ class BandsConfig:
     Attributes:
         names: Names of the bands in the images, in the files' order. Naming them is how TIFF files of any number of
             bands and of 8, 16 or 32 bits are read; without names images are pictures of the bands of ``color``.
-        files: Where each band of an image is a file of its own: a regular expression with a group named "band",
+        files: For images with one file per band: a regular expression with a group named "band",
             searched in a file's name (or else in its path), for example ``Ch(?P<band>[0-9])_``. Files whose names
             differ in that group alone are one image. ``names`` gives what the group holds, in the wanted order, or
             other names in its natural order.
         wavelengths: Wavelengths of these bands in nm.
-        use: Which bands make the image stream, in order; all when not given. A name with * or ? stands for all that
+        use: Bands of the image stream, in order; all when not given. A name with * or ? stands for all that
             match and are not taken yet.
         allow_constant: Bands that may have one value throughout the training images, by name.
     """
@@ -66,7 +66,7 @@ class ValuesConfig:
         nodata: Stored values that are no measurements (a number, nan, inf, or several), besides those that files
             declare (GDAL_NODATA, masks, alpha); ``[]`` ignores what files declare. Such pixels are left out of
             statistics and filled with the mean of their band.
-        value_type: What decided the range of the values where it was not stated: a type (bool, uint8, uint16, int16) or
+        value_type: Origin of the range of the values where it was not stated: a type (bool, uint8, uint16, int16) or
             "physical", the files' own scale and offset. Runs record it and refuse files of another type.
         statistics: File that ``vitrail data stats --out`` wrote, by which images are normalised; when not given the
             statistics of 500 training images.
@@ -90,13 +90,13 @@ class SpectralConfig:
         path: A folder with a second file for each image, at the same place and of the same stem.
         names: Names of the bands in the second files.
         wavelengths: Wavelengths of these bands in nm.
-        use: Which make the spectral stream; the second files' (or the source's own) when not given, and no stream when
+        use: Bands of the spectral stream; the second files' (or the source's own) when not given, and no stream when
             empty ([]).
         scale: Their value that becomes 1, as for ``scale``.
         offset: Their value that becomes 0, as for ``values.offset``.
         range: Their values that become 0 and 1, as for ``values.range``.
         nodata: Their values that are no measurements, as for ``values.nodata``.
-        value_type: What decided their range, as for ``values.value_type``.
+        value_type: Origin of their range, as for ``values.value_type``.
     """
 
     derive: Literal["none", "edges"] = "none"
@@ -206,7 +206,7 @@ class LeavesConfig:
     """Synthetic leaves.
 
     Attributes:
-        num_images: How many synthetic leaves.
+        num_images: Number of synthetic leaves.
         seed: Seed of the synthetic leaves.
     """
 
@@ -223,11 +223,11 @@ class PointsConfig:
             NaN, which models leave out.
         features: Names of the attributes that the model gets beside the coordinates (columns of the file after x, y
             and z, "intensity" of LAS); none when not given.
-        part: What labels the points, for ``task.name parts``: a column of the files, an array of an .npz file, or
+        part: Labels of the points, for ``task.name parts``: a column of the files, an array of an .npz file, or
             "surface" of solids; none when not given.
         subsample: "farthest", each point the farthest from those before, or "random", from clouds of more points.
             Meshes are sampled uniformly over their area first.
-        scale: What centred coordinates are divided by: "sphere", the largest distance from the centroid; "rms", the
+        scale: Divisor of the centred coordinates: "sphere", the largest distance from the centroid; "rms", the
             root of the mean squared distance; "none"; or a length in units of the file.
         seed: Seed of the sampling, and of solids.
         turn: Random rotation of training clouds: "up" about the up axis, "so3" uniform over all rotations.
@@ -235,7 +235,7 @@ class PointsConfig:
         shift: Largest shift of training clouds along each axis, after scaling.
         jitter: Standard deviation of the noise of each training coordinate, cut off at three of them.
         drop: Largest share of points that a training cloud loses.
-        num_clouds: How many solids.
+        num_clouds: Number of solids.
         noise: Standard deviation of the coordinates of solids, in units of their radius.
         occlusion: Share of the surface of solids that is hidden, on the side away from a random viewpoint.
     """
@@ -286,12 +286,12 @@ class SplittingConfig:
     """Splits and groups.
 
     Attributes:
-        group: What makes a group: a column of the table ("group" when not given), or a regular expression that is
+        group: Groups of images: a column of the table ("group" when not given), or a regular expression that is
             searched in the path, whose first parenthesis (or whole match) names the group.
         group_pattern: Regular expression that finds the group of an image in its path, as ``classes.label_pattern``
             finds the class.
         fold: Number of the fold, from 0, that is the test split (or the validation split, where a test split is given).
-        num_folds: How many folds there are.
+        num_folds: Number of folds.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split; of unlabelled images
             none is.
@@ -329,9 +329,9 @@ class ErrorsConfig:
     """Files that are unsuitable.
 
     Attributes:
-        on_unreadable: What to do with files that are missing, cannot be read or have another number of bands: "error"
+        on_unreadable: Handling of files that are missing, cannot be read or have another number of bands: "error"
             counts them before anything begins; "skip" goes on without them and lists them in the run folder.
-        on_band_mismatch: What to do with an image of other bands: "error", or "convert" it.
+        on_band_mismatch: Handling of an image of other bands: "error", or "convert" it.
     """
 
     on_unreadable: Literal["error", "skip"] = "error"

@@ -22,21 +22,21 @@ class ModelConfig:
 
     Attributes:
         name: A variant or a family.
-        weights: What to start from: a file of weights, a run folder, or hf://owner/name on the Hugging Face hub;
+        weights: Initial weights: a file, a run folder, or hf://owner/name on the Hugging Face hub;
             random weights when not given.
-        weights_key: Which weights to load of a file that holds several: their path or prefix in it ("model",
+        weights_key: Weights to load from a file that holds several: their path or prefix in it ("model",
             "student.backbone"). When not given, an average of the weights or a teacher comes first; the run says so.
         allow_missing: Names or shell patterns of the model's keys that the weights may lack.
         allow_unexpected: Names or shell patterns of keys of the weights that may be left out.
         normalization: By what images are normalised: statistics of the "data", or the mean and standard deviation that
             the "weights" give, stream by stream. Where the two differ, the run prints both.
         new_head: Whether the classifier starts fresh, or with the weights' own (of as many classes).
-        bands_rule: How kernels for the weights' bands become kernels for the data's, where these differ: "mean"
+        bands_rule: Rule that converts kernels for the weights' bands to the data's, where these differ: "mean"
             (every band gets the mean kernel), "repeat" (the kernels in turn) or "wavelength" (interpolated at
             band_wavelengths). Without a rule other bands are refused.
-        band_wavelengths: Of the data's bands in nm, for bands_rule "wavelength".
-        source_wavelengths: Of the weights' bands in nm, for bands_rule "wavelength"; when not given, three bands are
-            red, green and blue.
+        band_wavelengths: Wavelengths of the data's bands in nm, for bands_rule "wavelength".
+        source_wavelengths: Wavelengths of the weights' bands in nm, for bands_rule "wavelength"; when not given, three
+            bands are red, green and blue.
         settings: The family's settings (``img_size``, ``embed_dim``, ...); in a recipe they stand beside ``name``.
     """
 
@@ -106,7 +106,7 @@ class TaskConfig:
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
         loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",
             binary cross-entropy, for multi-label data alone.
-        focal_gamma: How much less: the power of one minus the probability of the true class.
+        focal_gamma: Exponent gamma of the focal weight (1 - p)^gamma, p the probability of the true class.
         class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images; of several
             labels, each weighs as much where it is there as where it is not.
         teacher: distill: a run folder, or the folder of an export, with the classes and bands of the data.
@@ -223,7 +223,7 @@ class TrainerConfig:
         max_epochs: Passes over the training split.
         max_minutes: Time after which training ends, validation among it, where the epochs have not ended it; the
             learning rate then falls by the clock. 0 for no limit.
-        learning_rate: Of AdamW after the warm-up; "auto" tries a range of rates in 80 steps and takes one
+        learning_rate: Learning rate of AdamW after the warm-up; "auto" tries a range of rates in 80 steps and takes one
             between that at which the loss falls fastest and that at which it is lowest.
         min_learning_rate: At the end of the cosine; the lowest of the other schedules.
         schedule: Learning rate after the warm-up: "cosine" to min_learning_rate, "multistep" (times ``gamma`` after
@@ -238,7 +238,7 @@ class TrainerConfig:
         unfreeze_every: After these, epochs until one more group of layers is trained, from the classifier back to the
             patches; 0 trains all of them at once.
         accumulate: Steps whose gradients are added up before the weights move.
-        ema_decay: Of the exponential moving average of the weights, which is validated and kept in place of the
+        ema_decay: Decay of the exponential moving average of the weights, which is validated and kept in place of the
             weights themselves; 0 for none.
         grad_checkpointing: Compute activations twice instead of keeping them: less memory, more time.
         compile: Compile the model with torch.compile: slower to begin, and at each size of images, faster after that.
@@ -247,15 +247,15 @@ class TrainerConfig:
         warmup_epochs: Over which the learning rate rises linearly from near 0.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         early_stopping_patience: Epochs without a better value before it stops; 0 never stops early.
-        early_stopping_monitor: Which value that is, as for ``monitor``.
-        monitor: What "best" means: highest "val_accuracy" (multi-label: all labels of an image correct),
-            "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro", "val_map" (mean
-            average precision; multi-label) or "val_miou" (mean intersection over union; parts), or lowest "val_loss".
-            When not given, val_miou for ``task.name parts`` and val_accuracy for others.
+        early_stopping_monitor: Validation value for early stopping, as for ``monitor``.
+        monitor: Value that defines the best epoch: highest "val_accuracy" (multi-label: all labels of an image
+            correct), "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro", "val_map"
+            (mean average precision; multi-label) or "val_miou" (mean intersection over union; parts), or lowest
+            "val_loss". When not given, val_miou for ``task.name parts`` and val_accuracy for others.
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
-        devices: How many processes, each with its share of every batch; one a GPU, or any number on a CPU.
+        devices: Number of processes, each with its share of every batch; one per GPU, or any number on a CPU.
         num_nodes: Machines with as many devices each.
-        strategy: How several processes train together: "ddp", each with the whole model; "fsdp", each with its share of
+        strategy: Strategy of several processes: "ddp", each with the whole model; "fsdp", each with its share of
             the weights, gradients and moments, gathered a block at a time: less memory for more to send; "auto" is ddp
             where there are several. One process has nobody to share with and takes auto alone.
         precision: "auto", which takes "bf16-mixed" where the hardware multiplies bfloat16 itself and a few timed
@@ -389,7 +389,7 @@ class RunConfig:
     Attributes:
         dir: The run folder; ``runs/`` and the model's name when not given. A folder that holds a run is refused
             unless it is resumed or overwritten.
-        seed: Of initial weights, order of the images, and augmentation.
+        seed: Seed of initial weights, order of the images, and augmentation.
         overwrite: Delete the run that the folder holds.
         tensorboard: Write TensorBoard events beside metrics.csv.
         explain_images: Number of fixed validation images whose attribution maps are drawn during training, into

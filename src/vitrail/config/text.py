@@ -128,7 +128,7 @@ def read_word(word: str, *, as_text: bool = False) -> Any:
     are characters like others.
 
     Args:
-        word: What is written.
+        word: Text as written.
         as_text: Take the scalars of a list or a mapping for text, as they are written.
 
     Raises:

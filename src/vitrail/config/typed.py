@@ -19,7 +19,7 @@ def read_as(hint: Any, word: str) -> Any:
 
     Args:
         hint: The type of a setting; None where it is not known.
-        word: What is written.
+        word: Text as written.
 
     Returns:
         The text as it is written for a setting that may be any text, but ``null`` where it may be left out; otherwise
@@ -40,7 +40,7 @@ def check_value(name: str, hint: Any, value: Any) -> Any:
     """Read what is quoted in a file (``"3"``) by the type of its setting, and refuse what the type does not have.
 
     Args:
-        name: Of the setting, for errors.
+        name: Name of the setting, for errors.
         hint: Its type; None where it is not known.
         value: As the file gives it.
 

@@ -118,7 +118,7 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     sentence on the difference; any other the nearest spelling.
 
     Args:
-        name: What the user wrote, dotted or not, with or without ``--``.
+        name: Name as the user wrote it, dotted or not, with or without ``--``.
         choices: Known settings, written alike.
 
     Returns:

@@ -40,7 +40,7 @@ class DuplicateGroup:
         keys: Their names.
         splits: The split of each.
         labels: The class of each.
-        relations: How each differs from the first, or from the image that it names: "exact", "turned 180, cropped".
+        relations: Difference of each from the first, or from the image that it names: "exact", "turned 180, cropped".
     """
 
     kind: str
@@ -85,7 +85,7 @@ class Audit:
     """Result of an audit.
 
     Attributes:
-        images: How many images were looked at.
+        images: Number of images compared.
         unreadable: Files that cannot be read, and why.
         splits: Images of each split.
         balance: For each class, the images of each split.
@@ -164,7 +164,7 @@ def audit(
     that the code makes, and groups by their origin, are not compared.
 
     Args:
-        config: Which images, and how they are split.
+        config: Data settings, with the split.
         distance: Bits of the hash in which look-alikes may differ, 0 to 15.
         classes: The classes of a run whose data it is.
         known: The images of a run, which keep their splits.

@@ -79,7 +79,7 @@ class Classes:
     Attributes:
         names: Their names, in order.
         index: Label -> class index.
-        numbering: How labels became names, where that cannot be read off the names themselves.
+        numbering: Mapping from labels to names, where it cannot be derived from the names themselves.
     """
 
     names: tuple[str, ...]
@@ -186,7 +186,7 @@ def resolve_classes(
     Args:
         found: Label, as :func:`normalize_label` gives it, -> how many images have it.
         rules: The recipe's settings, and the classes of a run.
-        where: Where the labels were found, for errors.
+        where: Source of the labels, for errors.
         own: Names that the data itself gives to its numbers.
         numbers: The number that the first, second, ... name of ``data.classes.names`` belongs to, where the form of the
             data says so.
@@ -238,7 +238,7 @@ def match_names_to_numbers(present: Sequence[int], names: Sequence[str], where: 
     Args:
         present: The numbers that are there.
         names: The names, in order.
-        where: Where the numbers were found, for errors.
+        where: Source of the numbers, for errors.
 
     Raises:
         DataError: A number without a name, or both readings are possible.
@@ -270,7 +270,7 @@ def encode_targets(
     Args:
         labels: A label an image, or a tuple of any number of labels an image.
         index: Label -> class index.
-        count: How many classes there are, K.
+        count: Number of classes, K.
 
     Returns:
         Class indices, shape ``(N,)``; of tuples 1 for each label that an image has and 0 for others, shape ``(N, K)``.

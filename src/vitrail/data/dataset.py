@@ -42,10 +42,10 @@ class ImageData:
         source: The images.
         splits: Indices into the source for each split that has images; "unlabelled" are training images whose labels
             are not to be used.
-        config: Where they came from.
+        config: Data settings.
         fill: Stream -> the value of each band that pixels without data get in every batch; they stay NaN when not
             given. A run's are its training means, so that such pixels are 0 once normalised.
-        recognition: Which of them a run knows; None where they were not compared with a run's.
+        recognition: Images known to a run; None where they were not compared with a run's.
         seen_size: Height and width that a model sees, where images are read larger (``data.images.crop_pct``): their
             centre, in training the whole.
     """
@@ -97,7 +97,7 @@ class ImageData:
             split: Its name.
             shuffle_seed: Seed of the shuffling; the order of the source when not given.
             rank: Number of this process.
-            world: How many there are; divides the batch.
+            world: Number of processes; divides the batch.
         """
         indices = self.indices(split)
         share = self.config.images_a_step // world
@@ -194,7 +194,7 @@ class ImageData:
         """Load the streams of images for figures or classification, without NaN.
 
         Args:
-            indices: Which images of the source.
+            indices: Indices of the images in the source.
             whole: Whether to resize the whole images, as in training, instead of cutting off the margin.
 
         Returns:
@@ -212,7 +212,7 @@ class ImageData:
 
         Args:
             split: Its name.
-            most: How many.
+            most: Maximum number of images.
 
         Returns:
             Indices into the source.
@@ -229,7 +229,7 @@ class ImageData:
 
         Args:
             split: Its name.
-            most: How many.
+            most: Maximum number of images.
 
         Returns:
             Indices into the source, in order.
@@ -298,7 +298,7 @@ class ImageData:
 
         Args:
             most: Images to measure at most, evenly spaced; all when not given.
-            split: Which.
+            split: Name of the split.
             robust: Whether to normalise by the pixels inside 0..1.
 
         Raises:
@@ -337,7 +337,7 @@ def open_data(
     Batches are not augmented; :meth:`ImageData.loader` says how to augment them.
 
     Args:
-        config: Which.
+        config: Data settings.
         img_size: Height and width to bring them to, one number for both; number of points of clouds, as ``(N,)``.
         classes: Names of the classes where a run gives them.
         split: Split what is not split already; otherwise all images that belong to no split form one named "all".
@@ -416,9 +416,9 @@ class _SplitDataset(Dataset[Any]):
 
     Args:
         source: The images.
-        indices: Which of them.
+        indices: Indices of its images in the source.
         fit: Brings images that are read larger to the size that a model sees.
-        seen_size: That size; as read when not given.
+        seen_size: Height and width that a model sees; as read when not given.
         clips: Whether to read what :meth:`ImageSource.read_clips` gives.
     """
 

@@ -111,7 +111,7 @@ def _used(kind: str, keys: Sequence[str]) -> str | None:
     """Return the pattern of a mark with the words found; None if it marks no copies in these paths.
 
     Args:
-        kind: Of the mark.
+        kind: Kind of the mark.
         keys: The paths in lower case.
     """
     hints, mark, words = _MARKS[kind]

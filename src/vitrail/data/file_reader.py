@@ -33,7 +33,7 @@ class FileReader:
         size: Height and width that images are brought to.
         color: Mode of decoded pictures.
         named: Whether the recipe names the bands: TIFF files are then rasters.
-        wavelengths: Of the bands in nm, where they are known.
+        wavelengths: Wavelengths of the bands in nm, where they are known.
         resize: "crop" or "squash".
         convert: Convert pictures of other bands instead of refusing them.
         rule: Value settings of the recipe.

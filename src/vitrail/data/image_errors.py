@@ -84,7 +84,7 @@ def unreadable_message(
 
     Args:
         faults: Name and fault of each.
-        total: How many images there are.
+        total: Number of images.
         of: The images with their number: "28 files", "the 28 images in train.parquet".
         skipped: Whether what cannot be read is left out already, so that to leave it out is no remedy.
         of_run: Whether the images are given to a trained run, which has no settings of training.
@@ -126,7 +126,7 @@ def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) 
 
     Args:
         faults: Name and fault of each.
-        total: How many images there are.
+        total: Number of images.
         of_run: Whether the images are given to a trained run, whose bands no setting changes any more.
     """
     groups: dict[str, list[Fault]] = {}

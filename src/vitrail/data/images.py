@@ -83,7 +83,7 @@ class Picture:
         invalid: Pixels without data (transparent, masked, or of the declared value in all bands), shape ``(H, W)``;
             None where there are none.
         pixels: Number of pixels in the file, which may have been decoded at a reduced size.
-        reduced: How a JPEG was reduced; None for an image that was decoded in full.
+        reduced: Reduction of a JPEG in decoding; None for an image that was decoded in full.
     """
 
     planes: Tensor
@@ -348,7 +348,7 @@ def resize_picture(x: Tensor, size: tuple[int, int], how: str, reduced: Reductio
         x: Shape ``(C, H, W)``, uint8.
         size: Height and width wanted.
         how: "crop" or "squash".
-        reduced: How a JPEG was reduced.
+        reduced: Reduction of a JPEG in decoding.
     """
     height, width = x.shape[1:] if reduced is None else reduced.size
     # The part that the centre crop keeps is scaled in one step: no pixel is computed and cut off.

@@ -37,8 +37,8 @@ class Leaf:
 
     Attributes:
         bands: Shape ``(8, H, W)`` in the order of :data:`BANDS`, in 0..1.
-        mask: Where the lesions or the stress are, shape ``(H, W)``; empty for a healthy leaf.
-        leaf: Where the leaf is, shape ``(H, W)``.
+        mask: Mask of the lesions or the stress, shape ``(H, W)``; empty for a healthy leaf.
+        leaf: Mask of the leaf, shape ``(H, W)``.
     """
 
     bands: Array
@@ -60,7 +60,7 @@ def draw_leaf(seed: int, index: int, size: tuple[int, int], ailment: int | None 
     red, green and blue: there it is a healthy leaf bit for bit.
 
     Args:
-        seed: Of the set.
+        seed: Seed of the data set.
         index: Number of the image.
         size: Height and width.
         ailment: Its class; :func:`leaf_class` when not given.

@@ -50,7 +50,7 @@ class Copy:
     Attributes:
         first: Row of the one image.
         second: Row of the other, larger than ``first``.
-        kind: How the second differs from the first, for example "turned 180, cropped".
+        kind: Difference of the second from the first, for example "turned 180, cropped".
     """
 
     first: int
@@ -169,7 +169,7 @@ class _Link:
     Attributes:
         copy: The pair.
         pair: The same as the search gave it.
-        detail: How well it agrees in detail; see :class:`Alignment`.
+        detail: Agreement in detail; see :class:`Alignment`.
     """
 
     copy: Copy

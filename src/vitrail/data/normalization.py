@@ -18,8 +18,8 @@ class Normalize(nn.Module):
     """Subtract each band's mean and divide by its standard deviation.
 
     Args:
-        mean: Of each band, in units of 0..1.
-        std: Of each band.
+        mean: Mean of each band, in units of 0..1.
+        std: Standard deviation of each band, in units of 0..1.
         channels_last: Whether the bands are the last dimension, as of point clouds.
     """
 

@@ -53,7 +53,7 @@ class Raster:
         values: Shape ``(C, H, W)``, of the file's own type, turned as the file says that it is to be seen.
         invalid: Pixels that a mask or an alpha band takes out, shape ``(H, W)``; None where there is neither.
         no_data: The value that the file calls no data (GDAL_NODATA).
-        scale: Of each band, where the file has a scale or an offset of its own (GDAL_METADATA): a value is
+        scale: Scale of each band, where the file has a scale or an offset of its own (GDAL_METADATA): a value is
             ``stored * scale + offset`` of its units.
         offset: Likewise.
     """
@@ -84,7 +84,7 @@ def open_raster(
 
     Args:
         path: The file. Its bands may be interleaved, planes, or pages of one size.
-        bands: How many are wanted; decides whether an alpha band is one of them.
+        bands: Number of bands wanted; decides whether an alpha band is one of them.
         max_pixels: Pixels that are decoded at most; of a larger image an overview is read, or every n-th pixel.
         size: Height and width that are wanted of an overview.
 

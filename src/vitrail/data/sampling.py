@@ -44,11 +44,11 @@ class EpochShuffle(Sampler[Any]):
 
     Args:
         length: Images.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
         share: Images of a batch that one process takes.
         rank: Number of this process.
-        world: How many processes there are; with several, images that fill no batch of all are left out.
-        weights: How often to take each image, relative to each other, shape ``(length,)``; each once when not given.
+        world: Number of processes; with several, images that fill no batch of all are left out.
+        weights: Relative frequency of each image, shape ``(length,)``; each once when not given.
             An image comes as often as its weight says, rounded up or down at random.
         seeded: Whether to give ``(index, seed)`` in place of the index, with a seed of its own for each image taken.
     """

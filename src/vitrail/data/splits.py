@@ -393,7 +393,7 @@ def block_split(
     different splits is left out.
 
     Args:
-        scene: Where the patches lie.
+        scene: Position of each patch in the scene.
         targets: Their classes, shape ``(N,)``.
         fractions: Share of each split but "train".
         classes: Names of the classes.
@@ -478,7 +478,7 @@ def keep_labels(keys: Sequence[str], targets: Integers, splits: Sequence[str], f
         targets: Its class, shape ``(N,)``.
         splits: The name of each image's split.
         fraction: Share of each class's training images that keep their label.
-        seed: Which.
+        seed: Seed of the choice.
 
     Returns:
         The name of each image's split.

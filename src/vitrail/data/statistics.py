@@ -172,7 +172,7 @@ def seem_swapped(red: Tensor, blue: Tensor) -> str | None:
 
     Args:
         red: Mean of the red band of each image, shape ``(N,)``.
-        blue: Of the blue band.
+        blue: Mean of the blue band, likewise.
 
     Returns:
         The warning; None where nothing is suspicious, or there are fewer than 20 images that are not gray.
@@ -194,9 +194,9 @@ class Statistics:
     """Result of ``vitrail data stats``.
 
     Attributes:
-        streams: Of each stream, its bands.
-        images: How many were measured.
-        fingerprint: Of the data and its split; see ``ImageData.fingerprint``.
+        streams: Statistics of the bands of each stream.
+        images: Number of measured images.
+        fingerprint: Hash of the data and its split; see ``ImageData.fingerprint``.
         robust: Whether images are to be normalised by the pixels inside 0..1.
         warnings: Suspicious values.
         notes: Facts about the values: range, pixels without data.

@@ -30,9 +30,9 @@ class Tally:
 
     Attributes:
         pixels: All.
-        no_data: Those without a measurement.
-        below: Those below the range, which become 0.
-        above: Those above the range, which become 1.
+        no_data: Pixels without a measurement.
+        below: Pixels below the range, which become 0.
+        above: Pixels above the range, which become 1.
     """
 
     pixels: npt.NDArray[np.int64]
@@ -95,7 +95,7 @@ def survey(values: Array, invalid: Mask | None, rule: ValueRule, what: str, phys
 
     Args:
         values: Shape ``(C, H, W)``, or of several images ``(N, C, H, W)``.
-        invalid: Where they are no measurements, the same shape.
+        invalid: True where there is no measurement, the same shape.
         rule: The stream's.
         what: Name of the data in errors.
         physical: Whether the file's own scale and offset were applied.
@@ -181,7 +181,7 @@ class Surveys:
         """Add one image.
 
         Args:
-            index: Which image it is.
+            index: Index of the image.
             name: Name in errors.
             seen: Its survey; the number of its pixels where it is a picture of 8 bits that is whole.
         """

@@ -251,7 +251,7 @@ def to_unit_range(values: Array, invalid: Mask | None, limits: ValueRange) -> Te
 
     Args:
         values: Shape ``(..., C, H, W)``.
-        invalid: Where they are no measurements, the same shape.
+        invalid: True where there is no measurement, the same shape.
         limits: The values that become 0 and 1.
 
     Returns:

@@ -29,7 +29,7 @@ class LabelledCloud:
         points: Coordinates as in the file, shape ``(N, 3)``.
         upright: The same points centred, scaled and with z up, shape ``(N, 3)``.
         labels: Their predicted parts.
-        probability: Of each point's part, shape ``(N,)``.
+        probability: Probability of each point's part, shape ``(N,)``.
     """
 
     key: str

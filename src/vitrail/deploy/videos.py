@@ -32,7 +32,7 @@ class VideoDecision:
     Attributes:
         video: Index into the source.
         windows: Its clips.
-        logits: Of each clip, shape ``(N, K)``.
+        logits: Logits of each clip, shape ``(N, K)``.
     """
 
     video: int
@@ -123,7 +123,7 @@ def decision_table(
     Args:
         classifier: The trained run or the export.
         videos: The videos.
-        decisions: Of :func:`classify_videos`.
+        decisions: Decisions of :func:`classify_videos`.
         top_k: Number of most likely classes.
 
     Returns:
@@ -152,7 +152,7 @@ def write_overlay(classifier: Classifier, videos: ImageData, decision: VideoDeci
     Args:
         classifier: The trained run or the export.
         videos: The videos.
-        decision: Of this video.
+        decision: Decision for this video.
         path: The file.
 
     Raises:

@@ -109,7 +109,7 @@ def fit_mahalanobis(embeddings: Floats, targets: Ints) -> Mahalanobis:
     """Fit class means and the shared covariance, with Ledoit & Wolf's shrinkage.
 
     Args:
-        embeddings: Of the training images, shape ``(n, C)``.
+        embeddings: Embeddings of the training images, shape ``(n, C)``.
         targets: Their classes ``(n,)``, or labels ``(n, K)``.
     """
     train = embeddings.astype(np.float64)

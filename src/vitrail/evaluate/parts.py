@@ -87,7 +87,7 @@ class PartCounts:
         """Compute the mean intersection over union of each row, shape ``(M,)``.
 
         Args:
-            parts: Which parts the mean is over, shape ``(K,)``, the same for all rows: those with points in the whole
+            parts: Parts that the mean is over, shape ``(K,)``, the same for all rows: those with points in the whole
                 test set (:attr:`present`). A row without a point of one of them has NaN.
         """
         found: npt.NDArray[np.float64] = self.ious()[:, parts].mean(axis=1)

@@ -346,7 +346,7 @@ def record_part(evaluated: Evaluated, part: str, table: pd.DataFrame, summary: d
         evaluated: The evaluation.
         part: Name of the table's file and of the summary.
         table: The table.
-        summary: What robustness.json records besides.
+        summary: Further entries of robustness.json.
     """
     run, files = evaluated.run, evaluated.files
     write_text(getattr(files, part), table.to_csv(index=False))

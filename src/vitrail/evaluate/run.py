@@ -58,7 +58,7 @@ class Evaluated:
         opened: The images, and which of them belong to the run.
         split: Split of the images.
         name: Name of the results.
-        averaged: What logits are averaged over, beyond the run's own views.
+        averaged: Views that logits are averaged over, beyond the run's own.
         folder: Folder of the results.
     """
 

@@ -171,7 +171,7 @@ def calibration_predictions(
     Args:
         run: The run.
         name: Name of the evaluated predictions.
-        averaged: What they average over.
+        averaged: Views and crops that those predictions are averaged over.
         views: Views of each video that they record.
     """
     wanted = f"val{averaged.suffix}"

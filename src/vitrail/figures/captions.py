@@ -50,7 +50,7 @@ class Captions:
         Args:
             frame: Shape ``(H, W, 3)``.
             name: The class.
-            probability: Of the class.
+            probability: Probability of the class.
             time: Seconds from the start of the video.
         """
         return np.concatenate([frame, self._draw(name, probability, f"{time:.1f} s")])

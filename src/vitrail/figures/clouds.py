@@ -72,7 +72,7 @@ def point_ranks(values: Array, real: Array) -> Array:
 
     Args:
         values: Shape ``(N,)``.
-        real: Which points there are, shape ``(N,)``.
+        real: True for real points, shape ``(N,)``.
     """
     result = np.zeros(len(values))
     own = values[real]
@@ -91,9 +91,9 @@ def turntable_figure(
 
     Args:
         clouds: Shape ``(N, 3)`` each.
-        values: Of each point, shape ``(N,)`` each: a number in 0..1, or as whole numbers a part (-1: no label);
+        values: Values of each point, shape ``(N,)`` each: a number in 0..1, or as whole numbers a part (-1: no label);
             nothing for clouds coloured by depth.
-        titles: Of the rows.
+        titles: Titles of the rows.
         views: Number of directions.
         names: Names of the parts.
     """
@@ -166,7 +166,7 @@ def parts_figure(
         clouds: Shape ``(N, 3)`` each.
         parts: True and predicted part of each point, shape ``(N,)`` each; -1 is no label.
         names: Names of the parts.
-        titles: Of the rows.
+        titles: Titles of the rows.
     """
     figure = Figure(figsize=(5.6, 1.5 * len(clouds) + 0.3 * (len(names) // 4 + 1)), layout="constrained")
     axes = figure.subplots(len(clouds), 4, squeeze=False)

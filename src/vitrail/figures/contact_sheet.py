@@ -33,10 +33,10 @@ def write_contact_sheet(
     points by depth, or by part with a legend.
 
     Args:
-        streams: Of each image: stream -> the image and its views, shape ``(1 + views, C, H, W)``, in 0..1, of
+        streams: Streams of each image: stream -> the image and its views, shape ``(1 + views, C, H, W)``, in 0..1, of
             clips ``(1 + views, C, T, H, W)``, of clouds ``(1 + views, N, 3)``; "parts" has those of their points,
             ``(1 + views, N)``.
-        labels: Of each image: label of the image and of each view.
+        labels: Labels of each image: label of the image and of each view.
         bands: Stream -> names of its bands.
         out: PNG file.
         parts: Names of the parts.

@@ -73,7 +73,7 @@ def duplicates(groups: Sequence[Sequence[tuple[npt.NDArray[Any], str, str]]]) ->
     """Draw groups of copies, a column a group.
 
     Args:
-        groups: Of each group its images: pixels of shape ``(H, W)`` or ``(H, W, 3)`` in 0..1, split and class.
+        groups: Images of each group: pixels of shape ``(H, W)`` or ``(H, W, 3)`` in 0..1, split and class.
     """
     rows = max(map(len, groups))
     figure = Figure(figsize=(1.75 * len(groups) + 0.1, rows * 2.05), layout="constrained")

@@ -84,7 +84,7 @@ def jpeg_uri(picture: npt.NDArray[Any], size: tuple[int, int], quality: int = 85
     Args:
         picture: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
         size: Width and height in pixels that it is brought to.
-        quality: Of the JPEG.
+        quality: JPEG quality, 1 to 95.
     """
     image = Image.fromarray((picture * 255).round().astype(np.uint8))
     how = Image.Resampling.NEAREST if size[0] > image.width else Image.Resampling.LANCZOS

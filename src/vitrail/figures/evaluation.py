@@ -111,7 +111,7 @@ def over_severity(means: Mapping[str, pd.Series], label: str) -> Figure:
 
     Args:
         means: Run -> accuracy by severity.
-        label: Of the axis.
+        label: Label of the axis.
     """
     figure = Figure(figsize=(4.8, 3.5), layout="constrained")
     axis = figure.subplots()
@@ -205,7 +205,7 @@ def spans(rows: Sequence[tuple[str, float, float, float]], label: str, middle: f
 
     Args:
         rows: Name, value, lower and upper end; NaN ends are not drawn.
-        label: Of the axis.
+        label: Label of the axis.
         middle: A line to compare with.
     """
     figure = Figure(figsize=(4.8, 0.9 + 0.32 * len(rows)), layout="constrained")

@@ -93,7 +93,7 @@ def draw_cells(cells: Sequence[Sequence[Cell | None]], labels: Sequence[str], un
     Args:
         cells: Row by row; None leaves a panel empty.
         labels: One for each row.
-        unit: Of the maps, :data:`EVEN` or :data:`RANK`.
+        unit: Unit of the maps, :data:`EVEN` or :data:`RANK`.
         title: Above all.
     """
     present = [cell for row in cells for cell in row if cell is not None]

@@ -26,7 +26,7 @@ class Picture:
     """A figure on the page.
 
     Attributes:
-        name: Of its files in the figures folder.
+        name: Name of its files in the figures folder.
         title: Heading.
         caption: Text below it, with the runs that it was made from.
         alt: Text instead of the image.
@@ -109,7 +109,7 @@ def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Pic
     Args:
         picture: Its name, title and caption.
         figure: The figure.
-        folder: Where the files go.
+        folder: Folder of the files.
     """
     if figure is None:
         return picture

@@ -31,8 +31,8 @@ class CostPoint:
         family: Its family.
         group: Images of its pre-training, or :data:`OWN`.
         top1: Accuracy in per cent.
-        multiply_adds: Of one image.
-        parameters: How many.
+        multiply_adds: Multiply-adds of one image.
+        parameters: Number of parameters.
         images_per_second: Measured throughput; None where nothing was measured.
         source: Paper, or the run folder.
     """

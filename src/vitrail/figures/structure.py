@@ -145,8 +145,8 @@ def draw_by_head(layers: Sequence[LayerValues], title: str, unit: str, note: str
 
     Args:
         layers: In the order of the model.
-        title: Of the figure.
-        unit: Of the values.
+        title: Title of the figure.
+        unit: Unit of the values.
         note: Below the figure.
     """
     figure = Figure(figsize=(min(max(5.5, 0.45 * len(layers) + 2), 14), 4.0), layout="constrained")

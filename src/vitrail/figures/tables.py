@@ -40,7 +40,7 @@ class Table:
     """A table of a page.
 
     Attributes:
-        name: Of its CSV file.
+        name: Name of its CSV file.
         caption: Text above it, with its runs.
         frame: All rows and columns, as in the CSV.
         columns: Columns of the page; empty ones are left out.

@@ -31,8 +31,8 @@ def write_both(figure: Figure, folder: Path, name: str, dpi: int = 110, tight: b
 
     Args:
         figure: The figure.
-        folder: Where the files go.
-        name: Of the files, without ending.
+        folder: Folder of the files.
+        name: Name of the files, without ending.
         dpi: Pixels an inch.
         tight: Crop to what is drawn.
 

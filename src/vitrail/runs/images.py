@@ -160,12 +160,12 @@ def open_images(
     """Open a run's images from its recipe or elsewhere, and recognise known ones by content.
 
     Args:
-        run: Whose images they are.
-        card: Of the model that they are prepared for.
+        run: Run that the images belong to.
+        card: Card of the model that they are prepared for.
         data: The images.
         own: Data settings of the run's recipe; the same as ``data`` when not given.
         size: Height and width, where that is not the model's.
-        verb: What is done with them, for the remedy.
+        verb: Verb, for the remedy.
 
     Raises:
         DataError: Images that are missing, unreadable, of unknown classes or of other bands.
@@ -189,10 +189,10 @@ def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> N
     """Raise an error that names the setting for data that is not at the recipe's path.
 
     Args:
-        run: Whose data it is.
+        run: Run that the data belongs to.
         data: Its settings.
         moved: Whether these name other paths already, which are not checked.
-        verb: What is done with the images, for the remedy.
+        verb: Verb, for the remedy.
 
     Raises:
         DataError: The images, or the table that lists them, are not there.

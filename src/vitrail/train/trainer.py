@@ -38,7 +38,7 @@ def make_trainer(recipe: Recipe, run: RunFolder, data: ImageData, task: Task, ca
         run: The run folder.
         data: The images.
         task: The task.
-        callbacks: Those of the kind of training, :class:`EpochMetrics` among them.
+        callbacks: Callbacks of the kind of training, :class:`EpochMetrics` among them.
 
     Raises:
         ConfigError: The machine lacks the accelerator, the number of devices or the precision.

@@ -28,8 +28,8 @@ class Checkpoint:
         states: Tensors by name, on the CPU, by the path of the mapping that holds them (``"state_dict"``,
             ``"teacher"``; ``""`` for the file itself).
         format: "safetensors", "torch" or "memory".
-        metadata: Of a safetensors file; empty otherwise.
-        notes: What was done to read them.
+        metadata: Metadata of a safetensors file; empty otherwise.
+        notes: Steps that unpacked the tensors.
         beside: Path of everything else -> what it is.
         unnamed: Path of lists of tensors, which have no names -> how many.
         numbers: Path of lists of numbers named mean or std -> the numbers.

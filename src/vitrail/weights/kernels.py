@@ -52,10 +52,10 @@ class BandRule:
 
     Attributes:
         name: "mean", "repeat" or "wavelength".
-        wavelengths: Of the model's bands in nm, for "wavelength"; by stream for a model of several.
-        source_wavelengths: Of the checkpoint's bands in nm; those of red, green and blue for three bands of an
-            image when not given.
-        spelling: How errors write the options of their remedies.
+        wavelengths: Wavelengths of the model's bands in nm, for "wavelength"; by stream for a model of several.
+        source_wavelengths: Wavelengths of the checkpoint's bands in nm; those of red, green and blue for three bands of
+            an image when not given.
+        spelling: Spelling of options in the remedies of errors.
     """
 
     name: BandRuleName
@@ -254,7 +254,7 @@ def fit_input_kernel(
         kernel: Shape ``(out, bands, kh, kw)``; of tubelets ``(out, bands, frames, kh, kw)``.
         wanted: The shape the model has. A kernel of patches for one of tubelets gets all but its frames.
         role: Position and purpose of the kernel in the model.
-        rule: How to make the kernels of other bands; None refuses.
+        rule: Rule that makes the kernels of other bands; None refuses.
         where: The checkpoint's name, for errors.
         spelling: For remedies.
 

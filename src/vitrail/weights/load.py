@@ -132,11 +132,11 @@ def load_weights(
             folder or another with a saved model, ``"hf://owner/name"`` or ``"hf://owner/name/file"`` on the Hugging
             Face hub, or tensors by name, in other mappings or not.
         source: ``"auto"``, or one of the sources of the model's family (``timm``, ``huggingface``, ...).
-        key: Where a file holds several weights (a model and its average, teacher and student), the path or prefix of
-            those to load, for example ``"model"`` or ``"student.backbone"``. When not given, averages and teachers come
+        key: Path or prefix of the weights to load where a file holds several (a model and its average, teacher and
+            student), for example ``"model"`` or ``"student.backbone"``. When not given, averages and teachers come
             first, and the report says so.
         new_head: Leave the checkpoint's classifier out, whatever its number of classes; the model keeps its own.
-        bands: How kernels for the checkpoint's bands become kernels for the model's, where these differ: "mean",
+        bands: Rule that converts kernels for the checkpoint's bands to the model's, where these differ: "mean",
             "repeat" or "wavelength"; see :class:`~vitrail.weights.kernels.BandRule`.
         band_wavelengths: For "wavelength", that of each band of the model in nm, in a mapping by stream
             (``"image"``, ``"spectral"``) where there are several.
@@ -148,7 +148,7 @@ def load_weights(
             whose shape does not fit is then left out too.
         allow_unexpected: Names or shell patterns of keys in the checkpoint that may be left out.
         dry_run: Report what would happen, and load nothing.
-        spelling: How errors write the options of their remedies.
+        spelling: Spelling of options in the remedies of errors.
 
     Returns:
         Report of what happened to each key.

@@ -35,8 +35,8 @@ class Foreign:
         name: Module and name of the class or function.
         arguments: Positional arguments of the constructor or function.
         state: State of the object, as its class would restore it.
-        items: Of a mapping.
-        elements: Of a sequence or set.
+        items: Items of a mapping.
+        elements: Elements of a sequence or set.
     """
 
     name: ClassVar[str] = "?"

@@ -16,7 +16,7 @@ class Spelling:
         options: Option -> how it is written with a value, which ``{}`` stands for. An option that is not there does
             not exist there, and no error may advise it.
         switches: Option that is on or off -> how it is switched on.
-        setting: How a setting of the model is written, with its name and value; empty where the model is given.
+        setting: Spelling of a setting of the model, with its name and value; empty where the model is given.
         sets_classes: Whether the number of classes is such a setting, and does not follow from the data.
     """
 

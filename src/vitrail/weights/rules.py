@@ -75,7 +75,7 @@ class DropToken:
     Attributes:
         token: Key of the token.
         positions: Key of the positions, shape ``(1, tokens, dim)``.
-        row: Of the token in these.
+        row: Row of the token in these.
         head: Matches the keys of the token's classifier.
         reason: Why the model's outputs change.
     """
@@ -116,7 +116,7 @@ class MergeRows:
 
     Attributes:
         pattern: Matches their keys; its group ``part`` tells them apart.
-        names: What ``part`` matches, in the order of the rows.
+        names: Values of ``part``, in the order of the rows.
         merged: The merged key; may use the other groups of the pattern.
     """
 
@@ -227,7 +227,7 @@ class KeyMap:
     Attributes:
         source: Its name, as ``load_weights(source=...)`` takes it.
         recognised_by: Patterns of which each must match some key, for ``source="auto"``.
-        rules: What to do, in order.
+        rules: Rules to apply, in order.
     """
 
     source: str

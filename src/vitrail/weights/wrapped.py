@@ -37,7 +37,7 @@ def network_inside(model: nn.Module, kind: type[Any], done: str, alone: bool = T
         model: A model, or a module around one: compiled, data-parallel, a feature encoder, ``nn.Sequential``, a
             LightningModule.
         kind: Class of the models; the outermost module of it is returned.
-        done: What is done to the model, a participle for the error (``"explained"``).
+        done: Purpose, a participle for the error (``"explained"``).
         alone: Whether the wrapper must hold the model alone. A module beside it, a normalisation for instance, would be
             left out. A LightningModule may hold anything beside its model.
 

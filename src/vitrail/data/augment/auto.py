@@ -35,7 +35,7 @@ class MaxStrength:
         rotate: Degrees.
         shear: Slope.
         translate: Share of width or height.
-        change: Of colour, contrast, brightness and sharpness, relative.
+        change: Relative change of colour, contrast, brightness and sharpness.
         bits: Bits that posterize removes, of eight.
     """
 

@@ -66,7 +66,7 @@ def hue_matrices(share: Tensor) -> Tensor:
     """Build matrices that rotate the hue at constant luma, shape ``(B, 3, 3)``.
 
     Args:
-        share: Of the whole circle, shape ``(B,)``; red goes to yellow at 1/6.
+        share: Rotation as a share of the whole circle, shape ``(B,)``; red goes to yellow at 1/6.
 
     Source: the chroma plane of YIQ, Rec. 601; a turn in HSV, which is no linear map, changes the luma too.
     """

@@ -56,7 +56,7 @@ def build_views(size: tuple[int, int], num_bands: int, min_scale: float = 0.2, s
         size: Height and width of the images.
         num_bands: Bands of the image stream.
         min_scale: Smallest share of an image that a view may show.
-        strength: Of the changes of colour: the s of the source; 0 leaves colours.
+        strength: Strength of the colour jitter, the s of the source; 0 leaves colours.
 
     Returns:
         A transform of streams in 0..1.
@@ -103,7 +103,7 @@ def build_clip_views(num_bands: int, min_scale: float = 0.2, strength: float = 0
     Args:
         num_bands: Bands of the clips.
         min_scale: Smallest share of a frame that a view may show.
-        strength: Of the changes of colour.
+        strength: Strength of the colour jitter.
         flips: Whether mirrored views are drawn.
     """
     s = 0.8 * strength

@@ -18,7 +18,7 @@ def random_transforms(settings: AugmentSettings, count: int, size: tuple[int, in
     """Sample a random geometric transform for each image.
 
     Args:
-        settings: How much.
+        settings: Ranges and probabilities of the transforms.
         count: B.
         size: Height and width of the images.
 

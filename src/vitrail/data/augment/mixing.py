@@ -18,7 +18,7 @@ class Mixing(nn.Module):
     """Mix each image of a batch with another one, all streams alike.
 
     Args:
-        settings: Which kind, and how much.
+        settings: Settings of mixup and CutMix.
         num_classes: K.
 
     Source: mixup: Zhang et al. 2018, arXiv:1710.09412, section 2; CutMix: Yun et al. 2019, arXiv:1905.04899, section

@@ -26,7 +26,7 @@ class Augmentation(nn.Module):
     frames of a clip change alike.
 
     Args:
-        settings: How much of what.
+        settings: Settings of the augmentation.
         num_bands: Bands of the image stream; colour is changed only where there are three.
         means: Stream -> the mean of each band, with which what is erased is filled, so that it is 0 once normalised;
             0 where not given.

@@ -15,7 +15,7 @@ class PointAugmentation(nn.Module):
     """Turn, zoom, shift, jitter and drop points, from torch's generator; attributes stay.
 
     Args:
-        settings: How much of what.
+        settings: Settings of the augmentation.
     """
 
     def __init__(self, settings: PointsConfig) -> None:

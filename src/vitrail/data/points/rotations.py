@@ -14,7 +14,7 @@ def random_rotations(count: int, turn: str, generator: torch.Generator | None = 
     """Draw rotation matrices.
 
     Args:
-        count: How many.
+        count: Number of rotations.
         turn: "so3", uniform over all rotations (by a normalised quaternion of normal numbers), "up", uniform about the
             z axis, or "none".
         generator: Random generator; torch's own when not given.

@@ -54,7 +54,7 @@ def choose_points(points: Array, count: int, how: str, rng: np.random.Generator)
 
     Args:
         points: Coordinates, shape ``(N, 3)``; repeated ones count once.
-        count: How many.
+        count: Maximum number of points.
         how: "farthest" or "random".
         rng: Random generator.
 

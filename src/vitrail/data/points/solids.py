@@ -36,7 +36,7 @@ def make_solid(seed: int, index: int, count: int, noise: float, occlusion: float
     It depends on seed and index alone.
 
     Args:
-        seed: Of the set.
+        seed: Seed of the data set.
         index: Number of the solid; its class is the remainder by the number of classes.
         count: Number of points.
         noise: Standard deviation of the error of each coordinate, in lengths of the half diagonal.

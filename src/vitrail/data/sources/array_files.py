@@ -83,7 +83,7 @@ def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str,
     """Return the array of a name (in HDF5 the path inside the file).
 
     Args:
-        arrays: Those of the file.
+        arrays: Arrays of the file, by name.
         name: Its name.
         path: The file, for errors.
         setting: The setting that names it, for errors.

@@ -91,7 +91,7 @@ def labelled_images(labels: Array, config: DataConfig, path: Path) -> tuple[Inte
     """Return the indices of the labelled images, and a note on the others.
 
     Args:
-        labels: Of a stack of images.
+        labels: Labels of a stack of images.
         config: Says which number is unlabelled; none when it does not.
         path: The file.
 
@@ -118,9 +118,9 @@ def label_images(
 
     Args:
         labels: A number or a name an image ``(N,)``, or 0 and 1 for each class ``(N, K)``.
-        config: How they are read.
-        rules: How labels become classes.
-        arrays: Those of the file, which may name the classes.
+        config: Data settings that say how to read the labels.
+        rules: Rules that map labels to classes.
+        arrays: Arrays of the file, which may name the classes.
         path: The file.
 
     Returns:
@@ -226,9 +226,9 @@ class LabelPlane:
 
         Args:
             corners: Top and left pixel of each patch, shape ``(N, 2)``.
-            side: Of a patch.
-            rules: How numbers become classes.
-            arrays: Those of the file, which may name the classes.
+            side: Side of a patch, in pixels.
+            rules: Rules that map numbers to classes.
+            arrays: Arrays of the file, which may name the classes.
             path: The file.
         """
         names = rules.names or own_names(arrays)
@@ -253,7 +253,7 @@ def label_plane(labels: Array, size: tuple[int, int], columnwise: bool, config: 
             of the largest share counts, and where no share is above 0 a pixel is unlabelled.
         size: Height and width of the scene.
         columnwise: Whether flat planes are stored column by column.
-        config: How numbers are read.
+        config: Data settings that say how to read the numbers.
         path: The file, for errors.
 
     Raises:

@@ -24,7 +24,7 @@ def survey_array(
 
     Args:
         cube: Images ``(N, C, H, W)``, or a scene ``(C, H, W)``.
-        invalid: Where it has no data, the same shape.
+        invalid: True where there is no data, the same shape.
         rule: Value settings of the recipe.
         bands: Names of the bands.
         what: Name in errors.
@@ -46,11 +46,11 @@ def by_patch(
     """Count the values of a scene by patch.
 
     Args:
-        values: Of the scene.
+        values: Stored values of the scene.
         cube: The scene, shape ``(C, H, W)``.
-        invalid: Where it has no data.
+        invalid: True where there is no data, shape ``(C, H, W)``.
         corners: Top and left pixel of each patch, shape ``(N, 2)``.
-        side: Of a patch.
+        side: Side of a patch, in pixels.
     """
     if values.tally is None:
         return values

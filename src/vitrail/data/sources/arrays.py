@@ -46,9 +46,9 @@ class ArraySource(ImageSource):
     row in others.
 
     Args:
-        config: Where the arrays are, and how they are cut.
+        config: Data settings: path and layout of the arrays, and the patches.
         size: Height and width that images are brought to.
-        rules: How labels become classes; those of the config when not given.
+        rules: Rules that map labels to classes; those of the config when not given.
 
     Raises:
         DataError: No such file, or one that cannot be read; arrays that are missing or do not fit each other; labels

@@ -46,14 +46,14 @@ class ImageSource(ABC):
         classes: Names of the classes; a target is an index into them.
         bands: Names of the bands of each stream, "image" first and "spectral" where there is a second; "video" for
             clips.
-        wavelengths: Those of a stream's bands in nm, where they are known.
+        wavelengths: Wavelengths of a stream's bands in nm, where they are known.
         keys: Identifier of each image: a path relative to the source, or a number.
         named: Whether keys are paths of files, whose names may say what an image is.
         targets: Class of each image, shape ``(N,)``; for multi-label data 1 for each label of the image and 0
             for the others, shape ``(N, K)``.
         given_split: Split of each image where the source says so ("train", "val", "test"), "" where not.
         groups: Group of each image where the source says so.
-        scene: Where each image lies, for the patches of a scene.
+        scene: Position of each image, for the patches of a scene.
         in_memory: Whether images are at hand without decoding.
         fixed: Whether the collection never grows.
         copies_grouped: Whether the code makes the images, those of one origin as a group: there are no other copies.
@@ -62,7 +62,7 @@ class ImageSource(ABC):
         is_image: Whether the streams are images, which can be drawn, compared as thumbnails and measured band by band.
         views: Views of an input that evaluation averages over.
         draws: Whether training reads a random part of an input in each epoch.
-        numbering: How labels became class names, where a run must remember it.
+        numbering: Mapping from labels to class names, where a run must remember it.
         left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
         notes: Facts to print where the source is opened: what was passed over, a line each.
         values: The stored values of each stream, where they are not 8 bits throughout.
@@ -110,7 +110,7 @@ class ImageSource(ABC):
         """Read images at the model's size, as stored.
 
         Args:
-            indices: Which.
+            indices: Indices of the images, B in all.
 
         Returns:
             For each stream of ``bands``, shape ``(len(indices), C, H, W)``, of clips ``(len(indices), C, T, H, W)``,
@@ -124,7 +124,7 @@ class ImageSource(ABC):
         """Read inputs as training or evaluation sees them; :meth:`read` where an input has one view alone.
 
         Args:
-            indices: Which.
+            indices: Indices of the images.
             seeds: Seed of the random part of each that training reads; the views of evaluation when not given.
 
         Returns:

@@ -64,7 +64,7 @@ def labels_of_rows(rows: Sequence[Mapping[str, str]], file: Path, noun: str, *, 
     Args:
         rows: The rows.
         file: The table, for the error.
-        noun: What a row lists, in the plural, for the error.
+        noun: Name of a row's content, in the plural, for the error.
         optional: Whether all rows together may be without a label.
 
     Raises:
@@ -84,7 +84,7 @@ def list_given(paths: Sequence[str | Path], inside: Callable[[Path], Iterable[Pa
     Args:
         paths: Files and folders.
         inside: Lists what a folder holds.
-        lack: What a folder without any holds none of, for the error.
+        lack: Name of the missing files, for the error about an empty folder.
 
     Raises:
         DataError: Nothing at a path, or nothing in a folder.

@@ -67,7 +67,7 @@ def describe_unused(names: Iterable[str], split: str | None, group: str | None) 
     """Describe unused columns with names of splits, and those with names of groups.
 
     Args:
-        names: Of all columns.
+        names: Names of all columns.
         split: The column of splits that is used, or None.
         group: Name of the group column, or None.
     """

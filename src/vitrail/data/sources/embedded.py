@@ -65,8 +65,8 @@ class EmbeddedSource(EncodedSource):
     Args:
         parts: The tables.
         root: Name of all parts in errors.
-        reader: How images are read.
-        rules: How labels become classes; by their names when not given.
+        reader: Reader of the images.
+        rules: Rules that map labels to classes; by their names when not given.
         image_column: The column of images; the only one that holds bytes when not given.
         label_column: The column of labels.
         group: A column of groups, or a regular expression on the paths; "group" where there is one, when not given.

@@ -23,7 +23,7 @@ class StoredSource(ImageSource):
 
         Args:
             stream: Name of the stream, or of another one whose files hold its bands.
-            index: Which image.
+            index: Index of the image.
 
         Returns:
             Shape ``(C, H, W)``, of a clip ``(C, T, H, W)``, of a cloud ``(N, C)``; float32 with NaN where there is no

@@ -45,7 +45,7 @@ class FileSource(EncodedSource):
         root: The folder that keys are relative to.
         rows: For each image: split ("" where none is given), class (or a tuple of labels), file.
         classes: Names of the classes.
-        readers: How the files of each stream are read.
+        readers: Reader of the files of each stream.
         second: The second file of each image, where there are two streams.
         groups: The group of each image, where these are known.
         skip: Leave out files that are missing, cannot be read or have another number of bands, instead of refusing

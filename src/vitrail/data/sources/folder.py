@@ -29,11 +29,11 @@ class FolderSource(FileSource):
 
     Args:
         path: The folder: ``train/CLASS/...``, ``val/CLASS/...`` (and ``test/CLASS/...``), or ``CLASS/...``.
-        readers: How the files of each stream are read.
+        readers: Reader of the files of each stream.
         classes: Names of the classes where they are given (by a run); those of the folder otherwise.
         second: A folder with the second stream's file for each image, of the same relative path and stem.
         skip: Leave out files that cannot be read.
-        rules: How folder names become classes; their own names when not given.
+        rules: Rules that map folder names to classes; their own names when not given.
         label_pattern: Regular expression that finds the class in an image's path (relative to the folder) instead:
             its first parenthesis. Images may then lie anywhere in the folder.
 
@@ -162,7 +162,7 @@ def find_partners(
         root: Their folder.
         other: The other folder.
         what: Kind of the files, for errors.
-        setting: Where the other folder was named.
+        setting: Setting that names the other folder.
 
     Raises:
         DataError: No such folder, a file without a partner or with several.

@@ -19,7 +19,7 @@ def hub_parts(path: str, subset: str | None = None, image_column: str | None = N
     Args:
         path: A name on the hub (``"owner/name"``), a folder that ``save_to_disk`` wrote, or a folder that
             ``datasets.load_dataset`` understands (images in folders by class, Parquet, WebDataset, ...).
-        subset: Which of the data set's configurations, where it has several.
+        subset: Configuration of the data set, where it has several.
         image_column: The column of images, where it has several.
 
     Raises:

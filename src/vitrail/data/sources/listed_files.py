@@ -143,8 +143,8 @@ def refuse_repeated(
         names: The files as the table names them.
         files: The file of each row.
         labels: Label of each row.
-        noun: What a row lists, for the error.
-        remedy: What to do where labels differ, besides leaving rows out.
+        noun: Name of a row's content, for the error.
+        remedy: Remedy for different labels, besides leaving rows out.
 
     Raises:
         DataError: A file of several rows; the message names those of different labels first.

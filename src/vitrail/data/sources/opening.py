@@ -180,7 +180,7 @@ def open_source(
     """Open the images of a config.
 
     Args:
-        config: Which.
+        config: Data settings.
         img_size: Height and width to bring them to; number of points of clouds.
         classes: Names of the classes where a run gives them.
         strict: Refuse settings that the source has no use for; a run's settings may go with other images.

@@ -21,8 +21,8 @@ class SyntheticLeavesSource(ImageSource):
 
     Args:
         size: Height and width.
-        number: How many.
-        seed: Of the set.
+        number: Number of images.
+        seed: Seed of the data set.
     """
 
     def __init__(self, size: tuple[int, int], number: int, seed: int) -> None:

@@ -30,12 +30,12 @@ class TableSource(FileSource):
 
     Args:
         path: The table.
-        readers: How the files of each stream are read.
+        readers: Reader of the files of each stream.
         classes: Names of the classes where they are given (by a run); those of the table otherwise.
         group: The column that names the groups; "group" where there is one, when not given.
         skip: Leave out files that are missing, cannot be read or have another number of bands.
-        form: How the table is written.
-        rules: How labels become classes; by their names when not given.
+        form: Columns and format of the table.
+        rules: Rules that map labels to classes; by their names when not given.
 
     Raises:
         DataError: No such table, or one that cannot be read; a column or a label missing; images that do not exist,

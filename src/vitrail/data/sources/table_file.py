@@ -95,7 +95,7 @@ def read_table(file: Path, form: TableForm, is_image: Callable[[str], bool]) -> 
 
     Args:
         file: The file; its content decides which of the two it is.
-        form: What the recipe says of it.
+        form: Columns and format of the table, by the recipe.
         is_image: Whether a cell names an image that exists; by that a first row that is no header is known.
 
     Raises:

@@ -20,7 +20,7 @@ class UnlabelledSource(FileSource):
 
     Args:
         path: The folder.
-        readers: How the files of each stream are read.
+        readers: Reader of the files of each stream.
         second: A folder with the second stream's file for each image, of the same relative path and stem.
         skip: Leave out files that cannot be read.
 

@@ -178,7 +178,7 @@ def _best_shift(one: ScannedClip, a: Floats, other: ScannedClip, b: Floats) -> f
         one: The first clip.
         a: Descriptors of its frames, shape ``(F, 64)``.
         other: The second.
-        b: Those of its frames.
+        b: Descriptors of its frames, shape ``(G, 64)``.
 
     Returns:
         None where no shift gives the clips enough in common.
@@ -221,7 +221,7 @@ def _moves_alike(a: Floats, b: Floats) -> bool:
 
     Args:
         a: Descriptors of frames, shape ``(F, 64)``.
-        b: Those of the frames of the same times.
+        b: Descriptors of the other clip's frames at the same times, shape ``(F, 64)``.
     """
     a, b = a - a.mean(0), b - b.mean(0)
     own, others = float(np.square(a).sum()), float(np.square(b).sum())

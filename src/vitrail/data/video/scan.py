@@ -68,7 +68,7 @@ def clip_facts(keys: Sequence[str], clips: Sequence[ScannedClip]) -> ClipFacts:
 
     Args:
         keys: Their names.
-        clips: What decoding them gave, one each.
+        clips: Scanned clips, one per key.
     """
     pairs = list(zip(keys, clips, strict=True))
     timed = [(clip.duration, clip.rate) for clip in clips if clip.rate is not None]

@@ -27,7 +27,7 @@ class Window:
     Attributes:
         video: Index into the source.
         start: Seconds from the beginning of the file.
-        end: Where it ends.
+        end: End of the clip, in seconds.
     """
 
     video: int
@@ -70,8 +70,8 @@ def slide(start: float, end: float, window: float | None, step: float | None) ->
     """Compute the windows over a part of a video.
 
     Args:
-        start: Where the part begins, in seconds.
-        end: Where it ends.
+        start: Start of the part, in seconds.
+        end: End of the part, in seconds.
         window: Length of a window; None for the whole part.
         step: From the start of one window to that of the next; the length of a window when not given.
 

@@ -262,7 +262,7 @@ def crop_side(frame: Tensor, size: tuple[int, int], along: float) -> Tensor:
     Args:
         frame: Shape ``(C, H, W)``.
         size: Height and width wanted after the resize.
-        along: Where the crop lies along the side that is cut: 0 at its start, 1 at its end; 0.5 leaves the frame as it
+        along: Position of the crop along the side that is cut: 0 at its start, 1 at its end; 0.5 leaves the frame as it
             is, for :func:`~vitrail.data.images.resize_picture`.
     """
     if along == 0.5:
@@ -284,7 +284,7 @@ def require_times(config: DataConfig, path: Path, why: str) -> None:
     Args:
         config: The settings.
         path: The clip's file or folder.
-        why: What is in seconds, for the error.
+        why: Setting in seconds, for the error.
 
     Raises:
         ConfigError: A folder, and ``data.video.folder_fps`` is not given.

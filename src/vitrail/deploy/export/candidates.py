@@ -137,7 +137,7 @@ def build_candidates(
         program: The traced graph.
         graph: The graph.
         describe: Engine -> description that its model file holds.
-        variants: What to build.
+        variants: Candidates to build.
         folder: Folder for a sub-folder of each engine.
         threads: Number of threads of each engine.
         quantize: Writes the model file in int8.

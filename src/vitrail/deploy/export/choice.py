@@ -39,7 +39,8 @@ class Candidate:
         criterion: "equality" (fp32), "agreement" (reduced precision) or "drop" (merged tokens).
         images_per_second: Measured speed; None if it could not be built or run.
         failure: Why it could not be built or run.
-        slower: How much slower than the run in eager mode it is, which must not be chosen then; empty if it is not.
+        slower: Ratio to the time of the run in eager mode, as text; such a candidate must not be chosen. Empty if it is
+            not slower.
     """
 
     name: str
@@ -108,7 +109,7 @@ class _Chain:
         equal: fp32 candidates that passed.
 
     Attributes:
-        passed: Those that passed, fp32 among them.
+        passed: Candidates that passed, fp32 among them.
         verdicts: Verdicts by name.
     """
 
@@ -122,7 +123,7 @@ class _Chain:
         Args:
             judge: Judges a candidate.
             level: Confidence level.
-            of: That of the whole choice, which needs no mention.
+            of: Confidence level of the whole choice, which needs no mention.
         """
         while self.waiting:
             c = self.waiting[0]

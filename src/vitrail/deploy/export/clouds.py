@@ -56,8 +56,8 @@ class StoredCoordinates(StoredPoints):
 
     Attributes:
         up: Axis that points up, which the graph turns to z.
-        scale: What centred coordinates are divided by, as ``data.points.scale``.
-        subsample: How points are chosen from clouds of more points.
+        scale: Divisor of the centred coordinates, as ``data.points.scale``.
+        subsample: Method that chooses points from larger clouds, as ``data.points.subsample``.
     """
 
     up: str
@@ -99,7 +99,7 @@ class PlacePoints(nn.Module):
     """Turn, centre and scale clouds, as :class:`vitrail.data.points.source.PointSource` does.
 
     Args:
-        stored: How the coordinates are stored.
+        stored: Stored form of the coordinates.
     """
 
     def __init__(self, stored: StoredCoordinates) -> None:
@@ -125,7 +125,7 @@ class PrepareClouds(Prepare):
 
     Args:
         card: Model card of the run.
-        stored: How the points of each stream are stored.
+        stored: Stored form of the points of each stream.
     """
 
     def __init__(self, card: ModelCard, stored: Mapping[str, Stored]) -> None:

@@ -61,7 +61,7 @@ class Decisions:
         least_probability: Least probability, at temperature 1, of the classes of a set; 0: all classes. None if
             multi-label, where the set holds the labels with a probability of at least 0.5.
         reference: Reference of the out-of-distribution score.
-        notes: What could not be fitted, and why.
+        notes: Decisions that could not be fitted, with the reason.
     """
 
     multi_label: bool

@@ -208,7 +208,7 @@ def judge_photographs(
 
     Args:
         gate: Gate images.
-        rows: Which of them are compared.
+        rows: Indices of the compared images.
         in_full: The original's logits for them, decoded in full and resized by the pipeline.
         logits: The candidate's logits for them, resized in the graph.
         verdict: The candidate's verdict.

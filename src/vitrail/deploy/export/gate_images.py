@@ -33,7 +33,7 @@ class Selection:
 
     Attributes:
         images: The source.
-        indices: Which of its images.
+        indices: Indices into the source.
         labelled: Whether their targets count.
     """
 
@@ -136,7 +136,7 @@ def export_outputs(
         export: The export.
         selected: The gate images.
         names: Names of the other outputs.
-        stored: How photographs are stored: encoded ones are then decoded in full and given at their own size, as
+        stored: Stored form of the photographs: encoded ones are then decoded in full and given at their own size, as
             by another program. By default all are given at the model's size, as the pipeline resizes them.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("logits", *names)}

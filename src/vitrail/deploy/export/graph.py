@@ -34,7 +34,7 @@ class GraphInput:
 
     Attributes:
         name: Its name.
-        entry: Of the two of :class:`vitrail.deploy.export.kinds.InputKind`: inputs as they are stored, such as
+        entry: Entry of :class:`vitrail.deploy.export.kinds.InputKind`: inputs as they are stored, such as
             photographs of any size, or prepared ones, such as pixels at the model's size.
         prepared: Whether it is the latter, which takes the batches of the pipeline.
         stream: Stream that it belongs to.
@@ -80,7 +80,7 @@ class ExportGraph(nn.Module):
     Args:
         trained: The model, on the CPU.
         dtypes: Type of the prepared inputs of each stream: uint8, or float32, of pixels in 0..1.
-        stored: How each input stream is stored; empty for a graph without that entry.
+        stored: Stored form of each input stream; empty for a graph without that entry.
         include: Outputs besides logits and probabilities, of :data:`INCLUDE`.
         decisions: Fitted values of "sets" and "ood", which need them; probabilities then have their temperature.
         least: Smallest height and width of each stream of a graph for pixels of any size; None for the card's size.

@@ -63,7 +63,7 @@ def bound_precision_drop(
     Args:
         targets: Shape ``(N, K)``.
         original: Logits of the original, shape ``(N, K)``.
-        other: Those of the candidate.
+        other: Logits of the candidate, shape ``(N, K)``.
         level: Confidence level.
         resamples: Number of resamples.
         seed: Seed of the weights.
@@ -104,7 +104,7 @@ def mean_precisions(targets: Bools, logits: Sequence[Floats], bootstrap: Bootstr
 
     Args:
         targets: Shape ``(N, K)``.
-        logits: Of M models, shape ``(N, K)`` each.
+        logits: Logits of M models, shape ``(N, K)`` each.
         bootstrap: Resamples of the N images.
 
     Returns:

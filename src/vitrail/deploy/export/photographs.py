@@ -33,7 +33,7 @@ def read_photographs(source: StoredSource, stored: Mapping[str, Stored], index: 
 
     Args:
         source: Source of the image.
-        stored: How each stream is stored.
+        stored: Stored form of each stream.
         index: Index of the image.
 
     Returns:

@@ -19,7 +19,7 @@ class ResizeStored(nn.Module):
     """Bring stored pixels of any height and width to 0..1 at the size that evaluation reads.
 
     Args:
-        stored: How the pixels are stored, and how they are resized.
+        stored: Stored form of the pixels, and their resize.
     """
 
     def __init__(self, stored: StoredPixels) -> None:
@@ -117,7 +117,7 @@ class PreparePixels(Prepare):
 
     Args:
         card: Model card of the run.
-        stored: How the photographs of each input stream are stored; empty where there is no such entry.
+        stored: Stored form of the photographs of each input stream; empty where there is no such entry.
     """
 
     def __init__(self, card: ModelCard, stored: Mapping[str, Stored]) -> None:

@@ -183,7 +183,7 @@ def as_stored(
     """Convert prepared inputs to stored values: photographs of a shape that is cropped and resized, shifted clouds.
 
     Args:
-        stored: How each stream is stored.
+        stored: Stored form of each stream.
         batch: Streams as the pipeline prepares them, images in 0..1, shape ``(B, C, H, W)`` each.
         enlarge: Factors of height and width.
     """

@@ -77,8 +77,9 @@ class Verdict:
         rarest_positives: Its number of positives.
         missing_positives: Further positives of this label, all ranked alike, that would show the limit; 0 if enough.
         logit_difference: Largest difference of logits, relative to the original's largest one.
-        similarities: Of the embedding and the heatmaps.
-        photographs: Of fp32 candidates, whose other numbers come from pixels at the model's size; None without files.
+        similarities: Cosine of the embeddings and rank correlation of the heatmaps, with their limits.
+        photographs: Verdict on photographs, of fp32 candidates whose other numbers come from pixels at the model's
+            size; None without files.
     """
 
     status: Status

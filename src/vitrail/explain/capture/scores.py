@@ -10,7 +10,7 @@ def predicted_points(logits: Tensor) -> Tensor:
     """Mark the points that are predicted as each part.
 
     Args:
-        logits: Of points, shape ``(B, N, K)``; NaN where there is no point.
+        logits: Logits of points, shape ``(B, N, K)``; NaN where there is no point.
 
     Returns:
         Shape ``(B, N, K)``, one True for each point.

@@ -64,7 +64,7 @@ class BandImportance:
 
     Attributes:
         streams: Stream -> importance of its bands.
-        by: How a band is replaced.
+        by: Approach, one of :data:`APPROACHES`.
         target: Class of each image, shape ``(B,)``.
     """
 

@@ -41,7 +41,7 @@ class PatchGrid(NamedTuple):
         padding: Rows and columns of zeros on each side of the image.
         grid: Patches along both sides.
         prefix: Names of the tokens before those of the patches.
-        positions: How tokens know their positions, see :func:`~vitrail.explain.structure.positions.position_kinds`.
+        positions: Kinds of positions, see :func:`~vitrail.explain.structure.positions.position_kinds`.
         stem: Whether patches are cut of a stem's feature map.
     """
 

@@ -35,7 +35,7 @@ def trace_merge(name: str, layout: TokenLayout, stride: Pair) -> Merge:
 
     Args:
         name: The layer's name.
-        layout: What it reported.
+        layout: Layout that the layer reported.
         stride: Pixels per token before.
     """
     assert layout.key_grid is not None

@@ -74,7 +74,7 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
 
     Args:
         name: The layer's name.
-        layout: What it reported; kind "window" or "grid".
+        layout: Layout that the layer reported; kind "window" or "grid".
         stride: Pixels per token.
         mask_padding: Whether padded tokens are masked as keys.
     """

@@ -59,7 +59,7 @@ def panels(rows: int, columns: int, width: float = 3.2, ratio: float = 1.0) -> t
     Args:
         rows: Rows of panels.
         columns: Columns of panels.
-        width: Of a panel, in inches.
+        width: Width of a panel, in inches.
         ratio: Height over width of a panel's content.
     """
     height = 0.82 * width * min(max(ratio, 0.3), 2.5) + 1.1

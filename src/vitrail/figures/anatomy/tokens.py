@@ -49,7 +49,7 @@ class PatchGrid:
         padding: Rows and columns of zeros on each side of the image.
         grid: Patches along both sides.
         prefix: Names of the tokens before those of the patches.
-        positions: How tokens know their positions, for the title.
+        positions: Kinds of positions, for the title.
         stem: Whether patches are cut of a stem's feature map.
     """
 

@@ -53,7 +53,7 @@ class Progress(Callback):
     Args:
         metrics: Rows of the epochs.
         monitor: Metric that chooses the best epoch; see :func:`shown_metric`.
-        noun: What the inputs are.
+        noun: Noun for the inputs, in the plural.
     """
 
     def __init__(self, metrics: EpochMetrics, monitor: str | None, noun: str = "images") -> None:
