@@ -143,7 +143,7 @@ def test_of_a_single_part_the_mean_is_the_accuracy():
     assert MeanIoU(3)(logits, torch.zeros(180, dtype=torch.long)) == pytest.approx(np.mean(shares))
 
 
-@pytest.mark.fast_cases("None")
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [None, "miou_clouds", "accuracy"])
 def test_a_clear_difference_is_shown(parts, metric):
     suite = parts(**({} if metric is None else {"metric": metric}))
@@ -165,14 +165,23 @@ def test_a_clear_difference_is_shown(parts, metric):
     assert any("good beats bad: good has" in line for line in sentences(suite, tables))
 
 
-def test_the_page_of_a_suite(parts):
+def test_the_table_and_page_of_a_suite(parts):
     suite = parts(seeds=2)
+    assert suite.metric == "miou"
     runs = plan(suite)
     for run in runs:
-        label(run, 0.6)
-    folder = write_suite(suite, runs, tabulate(suite, runs), [])
+        label(run, 0.9 if run.variant == "good" else 0.3)
+    tables = tabulate(suite, runs)
+    row = tables.pairs.iloc[0]
+    assert (row["statement"], row["images"]) == ("good beats bad", 59)
+    recorded = [run.folder.read_json(run.folder.evaluation / "metrics.json")["miou"] for run in runs]
+    np.testing.assert_allclose(tables.results["miou"], recorded)
+    assert row["difference"] == pytest.approx(np.mean(recorded[:2]) - np.mean(recorded[2:]))
+    assert np.isnan(row["p_mcnemar"])
+    folder = write_suite(suite, runs, tables, [])
     html = write_suite_report(folder, load_recipe)
     page = html.with_suffix(".md").read_text()
+    assert "McNemar" not in folder.text.read_text().partition("## Comparisons")[0]
     assert "mIoU against the time" in page
     assert "Labelled points, added up over the runs" in page
     assert "Beside published results" not in page

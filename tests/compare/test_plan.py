@@ -160,7 +160,7 @@ def test_settings_added_later_leave_identities_as_they_were(recipe, of_an_earlie
     assert identity(changed) != of_an_earlier_version
 
 
-@pytest.mark.fast_cases("hvt", "vit_token_learner")
+@pytest.mark.fast_cases("vit_token_learner")
 @pytest.mark.parametrize("recipe", ["hvt", "maxvit", "swin", "vit", "vit_token_learner"])
 def test_defaults_that_are_written_out_leave_identities_as_they_are(recipe):
     """Each setting of the family alone, and all together; those of a part too."""

@@ -165,7 +165,7 @@ def test_a_difference_as_large_as_the_margin_is_seldom_called_equal(seeds):
     rng = np.random.default_rng(seeds)
     for sd, (difficulty, peculiarity) in itertools.product((0.0, 0.02), ((0, 0), (2, 1))):
         d = _differences(rng, 500, seeds, 100, 0.85, sd, difficulty, peculiarity, gap=0.4)
-        margin = abs(_differences(rng, 2000, seeds, 200, 0.85, sd, difficulty, peculiarity, gap=0.4).mean())
+        margin = abs(_differences(rng, 1000, seeds, 200, 0.85, sd, difficulty, peculiarity, gap=0.4).mean())
         assert (own.runs_and_images(d).equivalence_p(margin) < 0.05).mean() <= 0.06
 
 

@@ -11,9 +11,13 @@ from PIL import Image
 
 from tests.images import make_folder, save_image
 from vitrail.cli.main import main
+from vitrail.cli.recipes import load_run_recipe
 from vitrail.config import DataConfig
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.groups import groups_of_predictions
+from vitrail.evaluate.out_of_distribution import measure_ood
+from vitrail.evaluate.run import open_evaluation
+from vitrail.evaluate.saved_predictions import Intervals
 from vitrail.models import create_model
 from vitrail.runs import ModelCard, RunFolder, StreamCard, TrainedModel
 from vitrail.runs.trained import write_trained
@@ -158,18 +162,18 @@ def test_without_a_validation_split_it_says_so(tmp_path, capsys):
 
 def test_other_images_are_calibrated_on_the_runs_own(run, images, tmp_path, capsys):
     other = make_folder(tmp_path / "unseen", splits=(), per_class=4, seed=9)
-    assert main(["evaluate", str(run), "--data.path", str(other)]) == 0
+    assert main(["evaluate", str(run), "--data.path", str(other), *QUICK]) == 0
     assert not run.balance.exists()  # these are not the images that the run was trained on
     (folder,) = (path for path in run.evaluation.iterdir() if path.is_dir())
     assert _json(folder / "calibration.json")["temperature"]["fitted_on"] == "val"
     assert "val" in run.saved_predictions()
     # Where the run's own images are gone, it is said.
     gone = _run(tmp_path / "gone", tmp_path / "nowhere")
-    assert main(["evaluate", str(gone), "--data.path", str(other)]) == 0
+    assert main(["evaluate", str(gone), "--data.path", str(other), *QUICK]) == 0
     assert "own images cannot be opened" in capsys.readouterr().out
 
 
-def test_missing_bands_are_printed_by_their_drop(run, capsys):
+def test_a_missing_band_is_its_mean_and_is_printed_by_its_drop(run, capsys):
     assert main(["evaluate", str(run), "--missing", *QUICK]) == 0
     table = pd.read_csv(run.evaluation / "missing.csv").iloc[1:].sort_values("drop", ascending=False, kind="stable")
     told = capsys.readouterr().out
@@ -177,6 +181,15 @@ def test_missing_bands_are_printed_by_their_drop(run, capsys):
     assert printed == table[["stream", "band"]].to_numpy().tolist()
     assert ("no band is shown to be needed on" in told) == (not (table["verdict"] == "needed").any())
     assert table["verdict"].iloc[0] in told
+    evaluated = open_evaluation(
+        run, DataConfig(source="folder", path=str(_path_of(run)), img_size=16, loader={"num_workers": 0})
+    )
+    batches = list(evaluated.images.loader("test"))
+    everything, targets = (torch.cat([batch[name] for batch in batches]) for name in ("image", "target"))
+    assert everything.shape[1] == 3
+    everything[:, 1] = 0.5
+    right = evaluated.trained.classify({"image": everything})[0].argmax(1) == targets
+    assert table.set_index("band").loc["green", "accuracy"] == pytest.approx(right.double().mean().item())
 
 
 def test_new_weights_make_new_predictions_and_drop_old_results(run):
@@ -194,7 +207,7 @@ def test_new_weights_make_new_predictions_and_drop_old_results(run):
 
 
 def test_groups(run, capsys):
-    assert main(["evaluate", str(run), "--groups", r"(\d)\.", "--resamples", "300"]) == 0
+    assert main(["evaluate", str(run), "--groups", r"(\d)\.", *QUICK]) == 0
     assert "over 10 groups" in capsys.readouterr().out
     metrics = _json(run.evaluation / "metrics.json")
     assert metrics["intervals"]["unit"] == "group"
@@ -237,6 +250,7 @@ def test_robustness_from_the_command_line(run, capsys):
         "9",
         "--seed",
         "3",
+        *QUICK,
     ]
     assert main(["evaluate", str(run), *words]) == 0
     corruptions = pd.read_csv(run.evaluation / "corruptions.csv", keep_default_na=False)
@@ -261,23 +275,6 @@ def test_robustness_from_the_command_line(run, capsys):
     fails(capsys, ["evaluate", run, "--sample", "3"], 2, "is for --corruptions")
 
 
-def test_a_missing_band_is_its_mean(run):
-    assert main(["evaluate", str(run), "--missing", *QUICK]) == 0
-    from vitrail.evaluate.run import open_evaluation
-
-    evaluated = open_evaluation(
-        run, DataConfig(source="folder", path=str(_path_of(run)), img_size=16, loader={"num_workers": 0})
-    )
-    batch = next(iter(evaluated.images.loader("test")))
-    everything = torch.cat([b["image"] for b in evaluated.images.loader("test")])
-    targets = torch.cat([b["target"] for b in evaluated.images.loader("test")])
-    everything[:, 1] = 0.5
-    right = evaluated.trained.classify({"image": everything})[0].argmax(1) == targets
-    missing = pd.read_csv(run.evaluation / "missing.csv", keep_default_na=False).set_index("band")
-    assert missing.loc["green", "accuracy"] == pytest.approx(right.double().mean().item())
-    assert batch["image"].shape[1] == 3
-
-
 def _path_of(run):
     return re.search(r"path: ([^,]+),", run.recipe.read_text()).group(1)
 
@@ -299,7 +296,7 @@ def test_a_missing_stream(tmp_path, images, learned):
     )
     model = create_model("hvt", **settings)
     write_trained(run, model.state_dict(), ModelCard("hvt", settings, CLASSES, streams, spectral="edges"))
-    assert main(["evaluate", str(run), "--missing", "--corruptions", "gaussian_noise", "--sample", "6"]) == 0
+    assert main(["evaluate", str(run), "--missing", "--corruptions", "gaussian_noise", "--sample", "6", *QUICK]) == 0
     table = pd.read_csv(run.evaluation / "missing.csv", keep_default_na=False).set_index(["stream", "band"])
     assert table.loc[("spectral", "all"), "how"] == ("left out" if learned else "means of its bands")
     assert table.loc[("image", "all"), "how"] == "means of its bands"
@@ -308,37 +305,26 @@ def test_a_missing_stream(tmp_path, images, learned):
 
 def test_other_kinds_of_images(run, tmp_path, capsys):
     rng = np.random.default_rng(0)
-    for i in range(7):
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     folder = tmp_path / "noise"
     folder.mkdir()
-    for i in range(7):
-        (tmp_path / f"{i}.png").rename(folder / f"{i}.png")
-    assert main(["evaluate", str(run), "--resamples", "100", "--ood", str(folder)]) == 0
-    report = _json(run.evaluation / "ood.json")
-    assert report["images_other"] == 7
-    assert report["images_train"] == 20
-    assert set(report["scores"]) == {"msp", "max_logit", "energy", "mahalanobis", "knn"}
-    assert report["scores"]["mahalanobis"]["auroc"] > 0.9  # noise beside plain squares
-    assert "mahalanobis" in capsys.readouterr().out
-    Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8)).save(folder / "gray.png")
+    for i, shape in enumerate([(20, 20, 3)] * 7 + [(20, 20)]):
+        file = folder / ("gray.png" if len(shape) == 2 else f"{i}.png")
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(file)
     fails(capsys, ["evaluate", run, "--ood", folder], 1, r"--ood .*noise: .*gray\.png.*on_band_mismatch")
     fails(capsys, ["evaluate", run, "--ood", tmp_path / "x"], 1, "no folder of images")
     fails(capsys, ["evaluate", run, "--ood", folder, "--ood-source", "digits"], 2, "data.source with a path")
     fails(capsys, ["evaluate", run, "--ood-source", "folder"], 2, "give that too")
-    assert (
-        main(
-            [
-                "evaluate",
-                str(run),
-                "--resamples",
-                "100",
-                "--ood",
-                str(folder),
-                "--data.errors.on_band_mismatch",
-                "convert",
-            ]
-        )
-        == 0
-    )
-    assert _json(run.evaluation / "ood.json")["images_other"] == 8
+    words = ["--ood", str(folder), "--data.errors.on_band_mismatch", "convert"]
+    assert main(["evaluate", str(run), *QUICK, *words]) == 0
+    report = _json(run.evaluation / "ood.json")
+    assert report["images_other"] == 8
+    assert report["images_train"] == 20
+    assert set(report["scores"]) == {"msp", "max_logit", "energy", "mahalanobis", "knn"}
+    assert report["scores"]["mahalanobis"]["auroc"] > 0.9  # noise beside plain squares
+    assert "mahalanobis" in capsys.readouterr().out
+    # The outputs of the training images are those of before; without the gray image there is one less of the others.
+    before = run.predictions("train").stat().st_mtime_ns
+    (folder / "gray.png").unlink()
+    data = load_run_recipe(run.recipe).data
+    assert measure_ood(open_evaluation(run, data), data, str(folder), intervals=Intervals(100))["images_other"] == 7
+    assert run.predictions("train").stat().st_mtime_ns == before

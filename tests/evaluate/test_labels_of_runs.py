@@ -128,6 +128,7 @@ def test_a_resumed_run_keeps_its_numbering(run):
     assert yaml.safe_load((run / "recipe.yaml").read_text())["data"] == yaml.safe_load(known)["data"]
 
 
+@pytest.mark.slow
 def test_names_inside_parquet_are_remembered(tmp_path):
     """Of a set with names in its metadata, a part without them has the same numbers."""
 
@@ -176,9 +177,10 @@ def test_the_report_opens_the_images_that_were_evaluated(run, tmp_path):
             "--data.table.image_folder", str(tmp_path / "files")]  # fmt: skip
     assert evaluate(run, tmp_path / "t.csv", *form) == 0
     assert targets(run) == NUMBERS.tolist()
-    assert main(["report", str(run), "--without", "features"]) == 0
+    assert main(["report", str(run), "--without", "features", "explanations"]) == 0
 
 
+@pytest.mark.slow
 def test_out_of_distribution_images_may_be_of_other_classes(run, tmp_path, capsys):
     for i, x in enumerate(images(NUMBERS[:12], 3)):
         file = tmp_path / "ood" / ["fox", "elk"][i % 2] / f"{i}.png"

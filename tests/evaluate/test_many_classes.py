@@ -27,7 +27,7 @@ def test_clustering_keeps_all_classes_and_is_quick(number):
 
 
 @pytest.mark.parametrize(
-    ("classes", "images", "seconds"), [(300, 500, 4), pytest.param(1000, 1500, 10, marks=pytest.mark.slow)]
+    ("classes", "images", "seconds"), [(150, 300, 2), pytest.param(1000, 1500, 10, marks=pytest.mark.slow)]
 )
 def test_an_evaluation_of_many_classes_is_quick(tmp_path, classes, images, seconds):
     rng = np.random.default_rng(0)

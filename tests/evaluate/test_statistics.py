@@ -127,7 +127,7 @@ def test_sign_flip_equals_brute_force():
 
 
 def test_sign_flip_of_many_is_near_the_t_test():
-    x = np.random.default_rng(12).normal(0.1, 1, 400)
+    x = np.random.default_rng(12).normal(0.1, 1, 100)
     assert own.sign_flip(x) == pytest.approx(stats.ttest_1samp(x, 0).pvalue, abs=0.015)
 
 
@@ -217,7 +217,7 @@ def test_bootstraps():
 def test_the_bootstrap_over_runs_and_images_covers():
     rng = np.random.default_rng(18)
     d = rng.normal(0, 0.4, (120, 5, 1)) + rng.normal(0, 1, (120, 1, 60)) + rng.normal(0, 1, (120, 5, 60))
-    inside = [low <= 0 <= high for low, high in (own.bootstrap_runs_and_images(x, repeats=999) for x in d)]
+    inside = [low <= 0 <= high for low, high in (own.bootstrap_runs_and_images(x, repeats=399) for x in d)]
     assert np.mean(inside) >= 0.92
 
 

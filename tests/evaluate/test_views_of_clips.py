@@ -95,6 +95,8 @@ def test_other_data_is_calibrated_by_the_same_views(run):
     assert conformal["sets"]
 
 
+# The fast tests have a trained export, in tests/deploy/test_export_clips_and_clouds.py.
+@pytest.mark.slow
 def test_an_export_averages_views_too(run, trained, monkeypatch, capsys):
     """Logits of the export are those of the model of the run."""
     seen = []

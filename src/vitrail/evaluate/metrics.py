@@ -11,11 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit, log_softmax, softmax
 from scipy.stats import binomtest, norm
-from sklearn.metrics import (
-    cohen_kappa_score,
-    matthews_corrcoef,
-    precision_recall_fscore_support,
-)
 
 from vitrail.bootstrap import Bootstrap, Doubles, Interval
 from vitrail.errors import DataError, plural
@@ -25,6 +20,7 @@ from vitrail.evaluate.bootstrap_measures import (
     Ranker,
     agreement_measures,
     averaged_measures,
+    class_measures,
     defined_measures,
 )
 from vitrail.evaluate.rank_intervals import area_interval, average_precision_interval, macro_interval, rank_class
@@ -86,6 +82,21 @@ def check_logits(logits: Floats) -> None:
         )
 
 
+def count_classes(logits: Floats, targets: Ints) -> Counts:
+    """Count correct, true and predicted images of each class.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        targets: Shape ``(N,)``.
+    """
+    predicted = logits.argmax(1)
+    correct, true, own = (
+        np.bincount(labels, minlength=logits.shape[1])[:, None].astype(np.float64)
+        for labels in (targets[predicted == targets], targets, predicted)
+    )
+    return Counts(correct, true, own, np.array([len(targets)], dtype=np.float64))
+
+
 def classification_metrics(
     logits: Floats, targets: Ints, classes: Sequence[str], odds: Doubles | None = None
 ) -> dict[str, Any]:
@@ -110,31 +121,29 @@ def classification_metrics(
         DataError: No images, or logits that are not finite.
     """
     check_logits(logits)
-    predicted = logits.argmax(1)
-    correct = int((predicted == targets).sum())
-    low, high = accuracy_interval(correct, len(targets))
-    present = np.union1d(targets, predicted)
-    recall, support = precision_recall_fscore_support(targets, predicted, labels=present, zero_division=0)[1::2]
+    counts = count_classes(logits, targets)
+    low, high = accuracy_interval(int(counts.correct.sum()), len(targets))
+    agreement, averages = (
+        {name: float(values[0]) for name, values in measures(counts).items()}
+        for measures in (agreement_measures, averaged_measures)
+    )
     result: dict[str, Any] = {
         "images": len(targets),
-        "accuracy": correct / len(targets),
+        "accuracy": agreement["accuracy"],
         "accuracy_low": low,
         "accuracy_high": high,
-        "balanced_accuracy": float(recall[support > 0].mean()),
+        "balanced_accuracy": agreement["balanced_accuracy"],
     }
     for k in top_ks(len(classes)):
         result[f"top_{k}_accuracy"] = float(in_top(logits, targets, k).mean())
     for average in ("macro", "micro", "weighted"):
-        values = precision_recall_fscore_support(targets, predicted, labels=present, average=average, zero_division=0)
-        result |= {
-            f"{name}_{average}": float(x) for name, x in zip(("precision", "recall", "f1"), values, strict=False)
-        }
+        result |= {name: averages[name] for name in (f"{one}_{average}" for one in ("precision", "recall", "f1"))}
     area, precision = rank_measures(one_hot(targets, len(classes)), log_odds(logits) if odds is None else odds)
     return {
         **result,
         # Undefined for one class.
-        "cohen_kappa": number(cohen_kappa_score(targets, predicted)) if len(present) > 1 else None,
-        "mcc": float(matthews_corrcoef(targets, predicted)) if len(present) > 1 else None,
+        "cohen_kappa": number(agreement["cohen_kappa"]),
+        "mcc": number(agreement["mcc"]),
         "roc_auc_macro": mean_of_numbers(area),
         "average_precision_macro": mean_of_numbers(precision),
         "nll": float(log_losses(logits, targets).mean()),
@@ -208,15 +217,14 @@ def resampled_intervals(
 
 def per_class_table(logits: Floats, targets: Ints, classes: Sequence[str], odds: Doubles | None = None) -> pd.DataFrame:
     """Tabulate precision, recall, F1, ROC-AUC, average precision, images and predicted images of each class."""
-    labels = np.arange(len(classes))
-    predicted = logits.argmax(1)
-    precision, recall, f1, support = precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0)
+    counts = count_classes(logits, targets)
+    measures = {name: values[:, 0] for name, values in class_measures(counts).items()}
+    images, predicted = (x[:, 0].astype(np.int64) for x in (counts.true, counts.predicted))
     area, average = rank_measures(one_hot(targets, len(classes)), log_odds(logits) if odds is None else odds)
     return pd.DataFrame(
         {
-            "class": list(classes), "precision": precision, "recall": recall, "f1": f1, "roc_auc": area,
-            "average_precision": average, "images": support,
-            "predicted": np.bincount(predicted, minlength=len(classes)),
+            "class": list(classes), **measures, "roc_auc": area, "average_precision": average, "images": images,
+            "predicted": predicted,
         }
     )  # fmt: skip
 

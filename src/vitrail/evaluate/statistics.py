@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 from vitrail.errors import DataError
 
@@ -106,7 +106,8 @@ class PairedDifference:
         variance = self.runs + self.images
         share = np.where(variance > 0, self.runs / np.where(variance > 0, variance, 1), 1.0)
         half = np.asarray(alpha) / 2
-        few, many = stats.t.isf(half, self.df_runs), stats.t.isf(half, self.df_images)
+        # The quantiles of stats.t, whose checks take 40 times as long.
+        few, many = (-special.stdtrit(df, half) for df in (self.df_runs, self.df_images))
         mixed: Floats = share * few + (1 - share) * many
         return mixed
 
