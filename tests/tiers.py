@@ -5,7 +5,7 @@ The functions choose among computed cases; the markers ``fast_cases`` and ``slow
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -47,11 +47,27 @@ def one_of_each(cases: Iterable[str], turn: int) -> list[str]:
     return [case for group in groups.values() for i, case in enumerate(group) if (i - turn) % min(len(group), 4) == 0]
 
 
-def spread(metafunc: pytest.Metafunc, **arguments: Iterable[str]) -> None:
+def every_other(cases: Iterable[str], turn: int) -> list[str]:
+    """Choose every second case, at the next turn the others: for cases that share most of their code."""
+    return list(cases)[turn % 2 :: 2]
+
+
+def spread(
+    metafunc: pytest.Metafunc,
+    choose: Callable[[Iterable[str], int], list[str]] = one_of_each,
+    indirect: bool = False,
+    **arguments: Iterable[str],
+) -> None:
     """Give each test one case of each family among the fast ones, in turn; the rest run with ``make test-slow``.
 
     For ``pytest_generate_tests`` of modules whose tests share cases. Tests that are parametrised otherwise stay as
     they are.
+
+    Args:
+        metafunc: The test.
+        choose: Which cases are fast tests, by the test's number in its module.
+        indirect: Whether the cases are parameters of fixtures.
+        arguments: The cases by argument.
     """
     taken: set[str] = set()
     for mark in metafunc.definition.iter_markers("parametrize"):
@@ -61,6 +77,6 @@ def spread(metafunc: pytest.Metafunc, **arguments: Iterable[str]) -> None:
     turn = tests.index(metafunc.function.__name__)
     for name, cases in arguments.items():
         if name in metafunc.fixturenames and name not in taken:
-            chosen = one_of_each(cases, turn)
+            chosen = choose(cases, turn)
             fast = [pytest.param(case, marks=() if case in chosen else pytest.mark.slow) for case in cases]
-            metafunc.parametrize(name, fast, scope="function")
+            metafunc.parametrize(name, fast, scope="function", indirect=indirect)

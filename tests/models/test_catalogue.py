@@ -43,11 +43,7 @@ def test_variants_say_what_is_registered(name):
     assert variant.published == family.published.get(name), STALE
 
 
-@pytest.mark.slow_cases(
-    "maxvit_tiny_tf_224",
-    "swin3d_tiny_patch4x2_window7x8_224",
-    "vivit_base_patch16x2_224_factorised_dot_product",
-)
+@pytest.mark.fast_cases("pointnet_cls", "vit_tiny_patch16_224", "vn_dgcnn_mean")
 @pytest.mark.parametrize("name", _smallest())
 def test_smallest_of_each_family_costs_what_is_said(name):
     assert read_catalogue().variants[name] == describe_variant(name), STALE

@@ -1,23 +1,25 @@
 """What every registered family promises, tried on its tiny ``test_config``."""
 
 import copy
-import itertools
 import pickle
 
 import pytest
 import torch
 
 import vitrail
-from tests.tiers import fast_first, in_turn
+from tests.tiers import every_other, in_turn, spread
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers import AttentionTap
 from vitrail.models import list_families
 
 FAMILIES = sorted(list_families())
-BACKENDS = ("eager", "aot_eager")
 
 
-@pytest.fixture(params=FAMILIES)
+def pytest_generate_tests(metafunc):
+    spread(metafunc, every_other, indirect=True, family=FAMILIES)
+
+
+@pytest.fixture
 def family(request):
     return list_families()[request.param]
 
@@ -32,9 +34,9 @@ def _build(family, seed=0, **settings):
     return vitrail.create_model(family.name, **{**family.test_config, **settings})
 
 
-def _inputs(model, resize=lambda *size: size, batch=2, dtype=torch.float32):
+def _inputs(model, resize=lambda *size: size, batch=2):
     streams = [stream._replace(size=resize(*stream.size)) for stream in model.streams]
-    return [torch.randn(batch, *stream.shape, dtype=dtype) for stream in streams]
+    return [torch.randn(batch, *stream.shape) for stream in streams]
 
 
 # Height and width, with the number of frames before them for a clip; the number of points alone.
@@ -47,7 +49,7 @@ RESIZES = {
 }
 
 
-@pytest.mark.parametrize(("family", "size"), in_turn(FAMILIES, RESIZES, each=2), indirect=["family"])
+@pytest.mark.parametrize(("family", "size"), in_turn(FAMILIES, RESIZES), indirect=["family"])
 def test_any_height_and_width(family, model, size):
     inputs = _inputs(model, RESIZES[size])
     model.train()
@@ -71,13 +73,18 @@ def test_any_height_and_width(family, model, size):
         assert model.get_submodule(info.name) is not None
 
 
-def test_the_same_seed_gives_the_same_model(family):
-    first, second, other = _build(family, 1), _build(family, 1), _build(family, 2)
+def test_the_same_seed_or_the_same_weights_give_the_same_model(family):
+    first, second, other = (_build(family, seed).eval() for seed in (1, 1, 2))
     inputs = _inputs(first)
     with torch.no_grad():
-        logits = [m.eval()(*inputs) for m in (first, second, other)]
+        logits = [m(*inputs) for m in (first, second, other)]
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
+    report = vitrail.load_weights(other, first.state_dict())
+    assert sorted(report.loaded) == sorted(first.state_dict())
+    assert (report.renamed, report.resampled, report.dropped) == ({}, {}, {})
+    with torch.no_grad():
+        assert torch.equal(other(*inputs), logits[0])
 
 
 def test_evaluation_changes_nothing_and_repeats(model):
@@ -134,11 +141,8 @@ def test_classifier_can_be_replaced(model):
         assert torch.equal(model.forward_features(*inputs), features)
         model.reset_classifier(0)
         assert torch.equal(model(*inputs), pooled)
-
-
-def test_classifier_keeps_the_precision(model):
-    model.double().reset_classifier(4)
-    assert model(*_inputs(model, dtype=torch.float64)).dtype == torch.float64
+        model.double().reset_classifier(4)
+        assert model(*(x.double() for x in inputs)).dtype == torch.float64
 
 
 def test_grad_checkpointing_gives_the_same_gradients(model):
@@ -154,11 +158,8 @@ def test_grad_checkpointing_gives_the_same_gradients(model):
         assert torch.allclose(plain, recomputed, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("family", "backend"),
-    fast_first(sorted(itertools.product(FAMILIES, BACKENDS), key=lambda pair: pair != ("vit", "aot_eager")), 1),
-    indirect=["family"],
-)
+@pytest.mark.slow  # tests/models/families/test_hvt.py compiles a model among the fast tests
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_without_a_graph_break(model, backend):
     torch.compiler.reset()
     model.eval()
@@ -173,7 +174,7 @@ def test_compiles_without_a_graph_break(model, backend):
         assert torch.allclose(eager, compiled, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", fast_first(sorted(FAMILIES, key=lambda name: name != "vit"), 1), indirect=True)
+@pytest.mark.slow  # tests/deploy has an export for any batch among the fast tests
 def test_exports_for_any_batch(model):
     model.eval()
     inputs = _inputs(model)
@@ -185,13 +186,16 @@ def test_exports_for_any_batch(model):
         assert torch.allclose(program.module()(*inputs), model(*inputs), atol=1e-5)
 
 
-def test_bfloat16(model):
+def test_other_precisions(model):
     model.eval()
     inputs = _inputs(model, RESIZES["odd"])
     with torch.no_grad():
         exact = model(*inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = model(*inputs)
+        double = model.double()(*(x.double() for x in inputs))
+    assert double.dtype == torch.float64
+    assert torch.allclose(double.float(), exact, atol=1e-5)
     scale = exact.abs().max()
     assert (mixed.float() - exact).abs().max() < 0.1 * scale
     model.bfloat16()
@@ -202,26 +206,6 @@ def test_bfloat16(model):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_float64_agrees_with_float32(model):
-    model.eval()
-    inputs = _inputs(model, RESIZES["odd"])
-    with torch.no_grad():
-        single = model(*inputs)
-        double = model.double()(*(x.double() for x in inputs))
-    assert double.dtype == torch.float64
-    assert torch.allclose(double.float(), single, atol=1e-5)
-
-
-def test_own_weights_load_again(family):
-    model, fresh = _build(family, 1).eval(), _build(family, 2).eval()
-    report = vitrail.load_weights(fresh, model.state_dict())
-    assert sorted(report.loaded) == sorted(model.state_dict())
-    assert (report.renamed, report.resampled, report.dropped) == ({}, {}, {})
-    inputs = _inputs(model)
-    with torch.no_grad():
-        assert torch.equal(fresh(*inputs), model(*inputs))
-
-
 def test_weights_load_under_another_classifier(family):
     model = _build(family, 1)
     other = _build(family, 2, num_classes=family.test_config["num_classes"] + 2)
@@ -230,16 +214,15 @@ def test_weights_load_under_another_classifier(family):
     assert all(name.startswith("head.") for name in report.missing)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_are_equal_and_separate(model, duplicate):
+def test_copies_are_equal_and_separate(model):
     model.eval()
     inputs = _inputs(model)
     with torch.no_grad():
         logits = model(*inputs)
-        other = duplicate(model)
-        assert torch.equal(other(*inputs), logits)
-        for parameter in other.parameters():
-            parameter.zero_()
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(*inputs), logits)
+            for parameter in other.parameters():
+                parameter.zero_()
         assert torch.equal(model(*inputs), logits)
 
 

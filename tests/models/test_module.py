@@ -22,14 +22,17 @@ from vitrail.layers.fast import mlp as fast_mlp
 from vitrail.layers.fast.dispatch import is_plain
 from vitrail.models import list_families
 
+# A block of stride 2, and one of stride 1.
+ONE_STAGE = {"embed_dim": (16,), "depths": (2,)}
 CASES = {
     **{name: (name, {}) for name in list_families("image")},
+    "maxvit": ("maxvit", ONE_STAGE),
     "vit with TokenLearner": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1}}),
     "vit with fuser": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
     "vit, mean": ("vit", {"class_token": False, "global_pool": "avg"}),
     "vit, patches dropped": ("vit", {"patch_drop_rate": 0.5, "pos_drop_rate": 0.1}),
     "swin, attention pooling": ("swin", {"global_pool": "map", "qk_norm": True, "init_values": 0.1}),
-    "maxvit as torchvision": ("maxvit", {"flavour": "torchvision"}),
+    "maxvit as torchvision": ("maxvit", {"flavour": "torchvision", **ONE_STAGE}),
     "hvt in windows": ("hvt", {"attention": 3}),
     "hvt, streams side by side": ("hvt", {"fusion": "concat"}),
     "hvt of one stream": ("hvt", {"spectral_chans": 0, "spectral_embed_dim": None}),
@@ -255,7 +258,7 @@ def test_a_symbolic_graph_serves_other_images(case, training):
     expected.sum().backward()
 
 
-@pytest.mark.fast_cases("swin, attention pooling", "vit with TokenLearner")
+@pytest.mark.fast_cases("vit with TokenLearner")
 def test_symbolic_graphs_are_copied_and_pickled(case):
     model = build(case).eval()
     inputs = inputs_of(model)
@@ -275,7 +278,7 @@ def test_a_layer_of_one_node_alone_is_no_graph():
 
 
 # PyTorch's ways through TorchScript take seconds: each has a family of its own among the fast tests.
-@pytest.mark.fast_cases("vit with fuser-True")
+@pytest.mark.fast_cases("vit-True")
 @pytest.mark.parametrize(("case", "gradients"), list(itertools.product(CASES, (False, True))))
 def test_traced_by_jit_with_its_check(model, gradients):
     inputs = tuple(inputs_of(model))

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vitrail
+from tests.tiers import in_turn
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
@@ -161,9 +162,10 @@ def test_what_training_scripts_keep_beside_a_model_is_left_out(family, wrapped):
     assert recognise(unwrap(state, "x"), "x").family == family
 
 
-@pytest.mark.slow_cases("extra-hvt", "extra-maxvit", "norm_pre.weight-maxvit", "rope.freqs-maxvit")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("key", ["norm_pre.weight", "fc_norm.weight", "rope.freqs", "blocks.0.adapter.weight", "extra"])
+PARTS = ["norm_pre.weight", "fc_norm.weight", "rope.freqs", "blocks.0.adapter.weight", "extra"]
+
+
+@pytest.mark.parametrize(("key", "family"), in_turn(PARTS, FAMILIES))
 def test_what_may_take_part_in_the_logits_is_refused(family, key):
     model = build(family, 2)
     before = snapshot(model)

@@ -325,22 +325,20 @@ class _Runs:
         return self.called
 
 
-@pytest.mark.slow_cases("<lambda>3-pickle")
-@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        lambda path: _Runs(os.system, f"touch {path}"),
-        lambda path: _Runs(exec, f"open({str(path)!r}, 'w')"),
-        lambda path: _Runs(eval, f"open({str(path)!r}, 'w')"),
-        lambda path: _Runs(pathlib.Path.touch, path),
-        lambda path: _Runs(os.makedirs, str(path)),
-        lambda path: _Runs(getattr, _Runs(__import__, "os"), "system"),
-        lambda path: _Runs(map, _Runs(getattr, pathlib.Path(path), "touch"), ()),
-        lambda path: _Runs(torch.load, str(path)),
-        lambda path: _Runs(np.save, str(path), 3),
-    ],
-)  # fmt: skip
+HOSTILE = [
+    lambda path: _Runs(os.system, f"touch {path}"),
+    lambda path: _Runs(exec, f"open({str(path)!r}, 'w')"),
+    lambda path: _Runs(eval, f"open({str(path)!r}, 'w')"),
+    lambda path: _Runs(pathlib.Path.touch, path),
+    lambda path: _Runs(os.makedirs, str(path)),
+    lambda path: _Runs(getattr, _Runs(__import__, "os"), "system"),
+    lambda path: _Runs(map, _Runs(getattr, pathlib.Path(path), "touch"), ()),
+    lambda path: _Runs(torch.load, str(path)),
+    lambda path: _Runs(np.save, str(path), 3),
+]
+
+
+@pytest.mark.parametrize(("hostile", "how"), in_turn(HOSTILE, ["zip", "legacy", "pickle"]))
 def test_no_code_of_a_file_runs(hostile, how, tmp_path):
     marker, path = tmp_path / "marker", tmp_path / "x.pth"
     plain, _, model = _vits()

@@ -22,7 +22,7 @@ class Partition(nn.Module):
         return groups, from_groups(groups, layout)
 
 
-@pytest.mark.slow_cases("grid")
+@pytest.mark.slow  # tests/deploy/test_export_sizes.py exports for any size among the fast tests
 @pytest.mark.parametrize("kind", ["window", "grid"])
 def test_tokens_are_partitioned_in_a_program_for_any_size(kind):
     sizes = {0: Dim("batch", min=1, max=64), 1: 2 * Dim("rows", min=2, max=64), 2: 3 * Dim("columns", min=2, max=64)}

@@ -41,7 +41,7 @@ def test_against_gradients_by_hand(name):
         assert (product[stream.name].map < 0).any()
 
 
-@pytest.mark.slow_cases("maxvit-zero")
+@pytest.mark.fast_cases("vit fuser-mean", "hvt two streams-blur")
 @pytest.mark.parametrize(
     ("name", "baseline"),
     [("vit token", "zero"), ("vit fuser", "mean"), ("swin", "blur"), ("maxvit", "zero"), ("hvt two streams", "blur")],

@@ -173,13 +173,9 @@ def test_the_order_of_points_changes_nothing(name):
 @pytest.mark.parametrize("case", [*INVARIANT, "pointnet", "dgcnn"])
 @pytest.mark.fast_cases(
     "vnt-True",
-    "vn_pointnet-True",
     "vn_dgcnn max-False",
-    "vn_transformer-False",
     "vn_transformer latents-False",
-    "vnt without cross-False",
     "pointnet-False",
-    "dgcnn-False",
 )
 def test_points_without_coordinates_change_nothing(case, training):
     points = torch.randn(3, 24, 3, dtype=torch.float64)
@@ -194,6 +190,7 @@ def test_points_without_coordinates_change_nothing(case, training):
         assert torch.allclose(models[1].state_dict()[name], value), name
 
 
+@pytest.mark.fast_cases("vn_pointnet", "vn_transformer", "vnt without cross", "dgcnn")
 @pytest.mark.parametrize("case", [*INVARIANT, "pointnet", "dgcnn"])
 def test_padding_of_clouds_with_fewer_points_than_neighbours(case):
     """The models here have 6 neighbours."""

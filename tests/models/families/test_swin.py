@@ -18,6 +18,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_cases("swin_hf-huggingface-0", "swin_torchvision-torchvision-6")
 @pytest.mark.parametrize(
     ("name", "source", "dropped"),
     [

@@ -280,7 +280,7 @@ def test_overlapping_patches_are_refused_by_masks():
             make(build(patch_stride=4), normalize)
 
 
-@pytest.mark.fast_cases("num_class_tokens=2", "qk_norm=True, global_pool=map")
+@pytest.mark.fast_cases("num_class_tokens=2")
 @pytest.mark.parametrize(
     "settings",
     [

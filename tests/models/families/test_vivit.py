@@ -199,7 +199,7 @@ def test_parameters_of_timesformer(settings, dense, expected):
     assert count_parameters(model) + dense * model.config.depth * (dim * dim + dim) == expected
 
 
-@pytest.mark.fast_cases("")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attention", ["", "_factorised_encoder", "_factorised_self_attention", "_factorised_dot_product"]
 )
@@ -251,15 +251,10 @@ def test_parameters_by_a_closed_form(model, dim, depth, tubelet, later, token):
 )
 @pytest.mark.fast_cases(
     "encoder_gap-(16, 24, 64)",
-    "slices-(8, 32, 32)",
-    "self_attention-(4, 32, 48)",
     "divided-(11, 35, 26)",
     "dot_product-(16, 24, 64)",
-    "learned-(8, 32, 32)",
     "learned_fused-(4, 32, 48)",
-    "encoder_fused-(16, 24, 64)",
     "uniform-(8, 32, 32)",
-    "videomae-(4, 32, 48)",
 )
 def test_any_length_and_size(kind, size):
     model = _random(_build(**KINDS[kind])).train()
@@ -273,6 +268,7 @@ def test_any_length_and_size(kind, size):
     assert torch.allclose(logits[1:], alone, atol=1e-4)
 
 
+@pytest.mark.fast_cases("joint", "encoder_gap", "self_attention", "dot_product", "learned", "encoder_fused", "videomae")
 @pytest.mark.parametrize("kind", KINDS)
 def test_observed_attention_gives_the_same_logits_and_gradients(kind):
     model = _random(_build(**KINDS[kind])).double()
