@@ -64,13 +64,15 @@ def test_resampled_positions_are_torchs_with_their_gradients(seed, monkeypatch):
         torch.testing.assert_close(other, plain, rtol=1e-9, atol=1e-10)
 
 
-def test_the_operators_are_as_they_are_declared():
-    x = torch.randn(1, 7, 6, 2)
-    torch.library.opcheck(window_indices, (x, [3, 4], [1, 2], "window", True, False))
-    torch.library.opcheck(window_indices, (x, [2, 2], [0, 0], "window", False, False))
-    torch.library.opcheck(window_indices, (x, [3, 4], [0, 0], "grid", True, False))
-    torch.library.opcheck(resampling_weights, (x, 5, 3))
-    torch.library.opcheck(index_in_table, (x, [2, 3], [4, 3]))
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    fast_first(
+        [(window_indices, ([3, 4], [1, 2], "window", True, False)), (resampling_weights, (5, 3)),
+         (index_in_table, ([2, 3], [4, 3])), (window_indices, ([2, 2], [0, 0], "window", False, False)),
+         (window_indices, ([3, 4], [0, 0], "grid", True, False))], 3),
+)  # fmt: skip
+def test_the_operators_are_as_they_are_declared(operator, arguments):
+    torch.library.opcheck(operator, (torch.randn(1, 7, 6, 2), *arguments))
 
 
 @pytest.mark.slow

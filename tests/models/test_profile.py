@@ -82,9 +82,9 @@ def _tiny(family, **settings):
 
 def _tiny_models():
     """Two streams, BatchNorms, and parameters beside modules; windows count in the tests of the catalogue."""
-    yield _tiny("hvt", spectral_chans=5)
-    yield _tiny("maxvit")
-    yield _tiny("vit")
+    yield _tiny("hvt", spectral_chans=5, depths=(1,), num_heads=(2,))
+    yield _tiny("maxvit", depths=(1, 1))
+    yield _tiny("vit", depth=1)
 
 
 def _noise(model, batch=2):

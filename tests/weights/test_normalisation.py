@@ -111,7 +111,7 @@ def _train(capsys, *words, epochs=1):
     return code, captured.out, captured.err
 
 
-def test_a_run_states_the_difference_or_uses_the_weights(tmp_path, capsys):
+def test_a_run_states_the_difference(tmp_path, capsys):
     where = GIVEN["a mapping beside"](tmp_path)
     code, out, err = _train(capsys, "--model.weights", where, "--run.dir", tmp_path / "a")
     assert code == 0, err
@@ -120,19 +120,16 @@ def test_a_run_states_the_difference_or_uses_the_weights(tmp_path, capsys):
     assert line.endswith("model.normalization weights uses the weights'")
     card = json.loads((tmp_path / "a" / "model.json").read_text())
     assert not np.allclose(card["streams"]["image"]["mean"], MEAN)
-    code, out, err = _train(
-        capsys, "--model.weights", where, "--run.dir", tmp_path / "b", "--model.normalization", "weights"
-    )
+
+
+def test_a_run_uses_the_weights_normalisation_and_keeps_it_at_a_resume(tmp_path, capsys):
+    where = GIVEN["beside"](tmp_path)
+    words = ("--model.weights", where, "--run.dir", tmp_path / "b", "--model.normalization", "weights")
+    code, out, err = _train(capsys, *words)
     assert code == 0, err
     assert "image stream normalised as for the weights: mean 0.100" in out
     card = json.loads((tmp_path / "b" / "model.json").read_text())
     assert (tuple(card["streams"]["image"]["mean"]), tuple(card["streams"]["image"]["std"])) == (MEAN, STD)
-
-
-def test_the_weights_normalisation_is_kept_at_a_resume(tmp_path, capsys):
-    where = GIVEN["beside"](tmp_path)
-    words = ("--model.weights", where, "--run.dir", tmp_path / "b", "--model.normalization", "weights")
-    assert _train(capsys, *words)[0] == 0
     code, _, err = _train(capsys, *words, "--resume", epochs=2)
     assert code == 0, err
     card = json.loads((tmp_path / "b" / "model.json").read_text())
