@@ -15,14 +15,14 @@ NOUNS = (
     "shards embeddings logits predictions targets decisions rows columns cells entries pictures corruptions threads "
     "times"
 ).split()
-# A formatted value before such a noun, with at most one word between, which is no verb ("run measures classes").
+# A formatted value before such a noun, with at most one word between, which is not a verb ("run measures classes").
 # Not the last of a range or of a size ("1 to 3 images", "4 x 4 tokens").
 COUNT = re.compile(
     rf"(?<! to )(?<! x )(?<!× )\{{([^{{}}]+?)(?::,)?\}} (?:[a-z-]*[a-rt-z] )?({'|'.join(NOUNS)})(?![\w-])"
 )
 # Strings that follow each other are one.
 JOINED = re.compile(r'"\s*\n\s*f?"')
-# Values that are no counts: names, texts in quotes, numbers with decimals, limits.
+# Values that are not counts: names, texts in quotes, numbers with decimals, limits.
 OTHER = re.compile(
     r"plural\(|count_of\(|.*!r$|.*:[,.\w]*[efg%]$|.*: |.*\.join\(|.*\b_?[A-Z_]+$|_split_name\(|_size\("
     r"|.*(name|name__|path|root|folder|where|what|run|fit|\[0\]|\[0\]\])$",

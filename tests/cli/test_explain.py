@@ -187,7 +187,7 @@ def test_files_that_do_not_fit(capsys, run, images, tmp_path):
     out = ["--out", tmp_path / "out"]
     fails(capsys, ["explain", run, tmp_path / "none.png", *out], 1, "no file or folder at")
     (tmp_path / "bad.png").write_text("bad")
-    fails(capsys, ["explain", run, images / "val", tmp_path / "bad.png", *out], 1, "1 of 17 files is no image")
+    fails(capsys, ["explain", run, images / "val", tmp_path / "bad.png", *out], 1, "1 of 17 files is not an image")
     gray = save_image(tmp_path / "gray.png", mode="L")
     fails(capsys, ["explain", run, gray, *out], 1, r"has 1 band \(L\)")
     fails(capsys, ["explain", run, images / "val", "--split", "val", *out], 2, "--split is of the run's own")

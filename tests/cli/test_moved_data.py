@@ -177,7 +177,7 @@ def test_copies_that_were_written_anew_are_not_known_and_hinted_at(moved, capsys
             image.transpose(Image.Transpose.ROTATE_90).save(file)
     output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
     assert "none of 80 images is one that" in output
-    assert "but 80 have the names of those; re-encoded copies are no test" in output
+    assert "but 80 have the names of those; re-encoded copies are not unseen images" in output
     make_folder(moved / "quite_other", splits=(), per_class=5, seed=3, classes=("dark", "light"))
     _rename(moved / "quite_other")
     output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "quite_other", *QUICK)
@@ -225,7 +225,7 @@ def test_a_run_goes_on_with_images_that_moved_as_if_they_had_not(trained, moved,
 @pytest.mark.slow
 def test_files_that_were_trained_on_are_counted(moved, capsys):
     output = _do(capsys, "predict", moved / "r", moved / "there", "--out", moved / "p.csv")
-    assert re.search(r"of 80 images \d+ were trained on and \d+ were used to choose the best epoch: what", output)
+    assert re.search(r"of 80 images \d+ were trained on and \d+ were used to choose the best epoch: results of", output)
     for file in sorted((moved / "there" / "dark").iterdir())[8:]:
         file.unlink()
     words = ["explain", moved / "r", moved / "there" / "dark", "--method", "rollout"]
@@ -311,4 +311,4 @@ def test_a_split_that_other_images_lack_is_an_error_with_a_remedy(moved, capsys)
     assert "no 'test' split, only all; leave --split out to measure all images" in output
     output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
     number = len(list((moved / "there").rglob("*.bmp")))
-    assert f"but {number} have the names of those; re-encoded copies are no test" in output
+    assert f"but {number} have the names of those; re-encoded copies are not unseen images" in output

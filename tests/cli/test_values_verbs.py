@@ -50,9 +50,9 @@ def test_training_states_the_share_and_normalises_by_valid_pixels(lossy, capsys)
     assert card["streams"]["image"]["mean"] == pytest.approx([band["mean"] for band in bands], abs=1e-5)
     assert all(0.4 < band["mean"] < 0.55 for band in bands)
     assert all(0.2 < band["no_data"] < 0.4 for band in bands)
-    assert "no data, in 24 of 24 images" in measured["notes"][0]
+    assert "no-data values, in 24 of 24 images" in measured["notes"][0]
     assert main(["data", "stats", str(lossy / "run" / "recipe.yaml")]) == 0
-    assert "% of the values of vv, vh are no data" in capsys.readouterr().out
+    assert "% of the values of vv, vh are no-data values" in capsys.readouterr().out
 
 
 def test_every_verb_fills_pixels_without_data(lossy, tmp_path, capsys):

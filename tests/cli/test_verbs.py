@@ -326,7 +326,7 @@ def test_what_failed(capsys, run, images, tmp_path):
     (tmp_path / "void").mkdir()
     fails(capsys, ["predict", run, tmp_path / "void"], 1, "holds no files")
     (tmp_path / "text.png").write_text("no image")
-    fails(capsys, ["predict", run, tmp_path / "text.png"], 1, "text.png is no image that can be read")
+    fails(capsys, ["predict", run, tmp_path / "text.png"], 1, "text.png is not a readable image")
     fails(capsys, ["predict", run, images / "val", "--batch-size", "0"], 2, "--batch-size must be at least 1")
     gray = save_image(tmp_path / "gray.png", mode="L")
     fails(capsys, ["predict", run, gray], 1, r"has 1 band \(L\) where rgb \(3\)")
@@ -395,7 +395,7 @@ def test_predict_loses_nothing(capsys, run, images, tmp_path):
     out = tmp_path / "out.csv"
     out.write_text("path,class,probability\n")
     (tmp_path / "bad.jpg").write_bytes(b"bad")
-    fails(capsys, ["predict", run, images / "val", tmp_path / "bad.jpg", "--out", out], 1, "bad.jpg is no image")
+    fails(capsys, ["predict", run, images / "val", tmp_path / "bad.jpg", "--out", out], 1, "bad.jpg is not an image")
     assert out.read_text() == "path,class,probability\n"
     picture = save_image(tmp_path / "photo.png")
     before = picture.read_bytes()

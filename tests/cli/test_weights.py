@@ -103,7 +103,7 @@ def test_trying_a_model(tiny, capsys):
     assert "source-wavelengths for 4 bands" in out
     code, out, _ = _ask(capsys, tiny, "--model", "swin_tiny_patch4_window7_224", "--json")
     assert code == 1
-    assert "no checkpoint of Swin" in json.loads(out)["refused"]
+    assert "not a checkpoint of Swin" in json.loads(out)["refused"]
 
 
 def test_folders_and_tiny_files(tmp_path, capsys):
@@ -133,7 +133,7 @@ def test_misuse_is_one_line(tiny, tmp_path, capsys):
     _fails(capsys, "truncated", tmp_path / "half.safetensors")
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"args": print}))
     _fails(capsys, "run code", tmp_path / "x.pkl")
-    _fails(capsys, "write hf://owner/name", "hf://x")
+    _fails(capsys, "use hf://owner/name", "hf://x")
 
 
 # -- training --------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ FAULTS = [
     ({"arrays__block": 40}, DataError, "would get no patch of.*data.arrays.block smaller"),
     ({"bands__names": ("a", "b")}, ConfigError, "2 names and .* 6 bands"),
     ({"classes__names": ("a", "b")}, DataError, "labels 3 have no name"),
-    ({"split": "grouped"}, ConfigError, "no meaning for the patches"),
+    ({"split": "grouped"}, ConfigError, "does not apply to the patches"),
 ]
 
 
@@ -154,7 +154,7 @@ def test_faulty_files(tmp_path, scene):
     with pytest.raises(DataError, match="no file of arrays"):
         opened(tmp_path / "none.npy")
     (tmp_path / "x.txt").write_text("1")
-    with pytest.raises(DataError, match=r"is no \.npy, \.npz, \.mat or HDF5 file"):
+    with pytest.raises(DataError, match=r"is not a \.npy, \.npz, \.mat or HDF5 file"):
         opened(tmp_path / "x.txt")
 
 

@@ -91,6 +91,6 @@ def test_wrapped_sources_have_the_clips_of_theirs(wrap, factor):
 def test_bands_of_images_are_refused_for_clips(path, setting, value, source):
     given = {"path": path} if source == "videos" else {}
     with pytest.raises(
-        ConfigError, match=rf"data\.{setting.replace('__', '.')} .* has no meaning for data.source {source}"
+        ConfigError, match=rf"data\.{setting.replace('__', '.')} .* does not apply to data.source {source}"
     ):
         open_data(data_config(source=source, color="gray", **given, **{setting: value}), (2, 4, 4))

@@ -92,7 +92,7 @@ def test_frames_of_clips_are_asked_about():
     (line,) = describe_families(keys, halves(keys))
     assert "8 of 8 folders of consecutive frames" in line
     assert "--data.splitting.group '^(.*)/[^/]+$'" in line
-    # Frames directly in a class folder are images of that class; short numbers are no frames.
+    # Frames directly in a class folder are images of that class; short numbers are not frames.
     for plain in ([f"a/{i:05d}.png" for i in range(9)], [f"a/day{d}/{i}.png" for d in range(3) for i in range(9)]):
         assert describe_families(plain, halves(plain)) == []
 

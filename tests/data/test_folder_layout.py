@@ -45,7 +45,7 @@ def test_folders_with_the_same_folders_inside_are_asked_about(tmp_path, capsys):
     inner = folder(tmp_path / "d", classes__label_pattern="([^/]+)/[^/]+$")
     assert inner.source.classes == ("covid", "regular")
     assert folder(tmp_path / "d", classes__label_pattern="^([^/]+)/").source.classes == ("convex", "linear")
-    # Sub-folders that differ, one sub-folder each, and images beside them are no sets of classes.
+    # Sub-folders that differ, one sub-folder each, and images beside them are not sets of classes.
     fill(tmp_path / "e", "cat/day1", "cat/day2", "dog/day2", "dog/day3")
     fill(tmp_path / "f", "cat/images", "dog/images")
     fill(tmp_path / "g", "cat", "cat/left", "cat/right", "dog/left", "dog/right")
@@ -129,7 +129,7 @@ def test_a_folder_of_annotations_is_no_class_and_one_of_videos_is_refused(tmp_pa
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.xml").write_text("<a/>")
     assert folder(tmp_path).source.classes == ("x", "y")
-    assert "notes is no class: it holds no image, only 1 .xml" in capsys.readouterr().err
+    assert "notes is not a class: it holds no image, only 1 .xml" in capsys.readouterr().err
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
     with pytest.raises(DataError, match=r"clips holds no image, only 1 \.mp4; videos are not read"):

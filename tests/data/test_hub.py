@@ -87,7 +87,7 @@ def test_what_cannot_be_had(tmp_path):
         _open(tmp_path / "saved", table__image_column="phot")
     with pytest.raises(DataError, match="did you mean 'kind'"):
         _open(tmp_path / "saved", table__label_column="kin")
-    with pytest.raises(ConfigError, match=r"no meaning for data\.source parquet"):
+    with pytest.raises(ConfigError, match=r"does not apply to data\.source parquet"):
         open_data(DataConfig(source="parquet", path=str(tmp_path), table={"subset": "x"}), (6, 7))
 
 

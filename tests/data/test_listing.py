@@ -59,7 +59,7 @@ def test_what_never_was_an_image_is_passed_over_and_counted(tmp_path, name, cont
     listing = list_images(tmp_path)
     assert listing.files == []
     assert [file.name for file in listing.passed_over] == [name]
-    assert describe_passed_over([listing])[0].startswith("passed over 1 file that is no image: 1 ")
+    assert describe_passed_over([listing])[0].startswith("passed over 1 file that is not an image: 1 ")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_one_remedy_for_a_whole_set_of_gray_images(tmp_path, suffix):
     assert str(told.value).count("on_band_mismatch") == 1
     assert str(told.value).index("--data.color gray") < str(told.value).index("on_band_mismatch")
     assert len(folder(tmp_path, color="gray").source) == 8
-    # A few gray ones among others are no gray set.
+    # A few gray ones among others are not a gray set.
     make_folder(tmp_path / "few", splits=(), per_class=4)
     save_image(tmp_path / "few" / "dark" / f"gray{suffix}", mode="L")
     with pytest.raises(DataError, match="gray") as told:
@@ -271,7 +271,7 @@ def test_a_figure_of_vitrail_is_no_image(tmp_path, capsys):
     finish_picture(Picture("curves", "", ""), Figure(), tmp_path / "d" / "light")
     assert len(folder(tmp_path / "d").source) == 8
     assert "passed over 2 figures that vitrail drew" in capsys.readouterr().err
-    # The folder of a report's figures, which are SVG as well, is no class.
+    # The folder of a report's figures, which are SVG as well, is not a class.
     finish_picture(Picture("curves", "", ""), Figure(), tmp_path / "d" / "report_figures")
     (tmp_path / "d" / "report_figures" / "curves.svg").write_text("<svg/>")
     assert folder(tmp_path / "d").source.classes == ("dark", "light")

@@ -106,7 +106,9 @@ def test_images_without_much_data_are_named(tmp_path):
         DataWarning, match=r"1 image is mostly no data: 1/2\.tif; remove them, or check data.values.nodata"
     ):
         data = folder(tmp_path / "d")
-    assert any("of the values of vv, vh are no data, in 1 of 6 images" in note for note in data.source.value_notes)
+    assert any(
+        "of the values of vv, vh are no-data values, in 1 of 6 images" in note for note in data.source.value_notes
+    )
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
@@ -157,7 +159,7 @@ def test_pictures_know_masks_alpha_and_declared_values(tmp_path):
     picture = decode_picture(tmp_path / "a.png", "rgb", convert=True)
     assert np.array_equal(picture.invalid, x[:, :, 3] == 0)
     rgb = x[:, :, :3].copy()
-    rgb[:3], rgb[5, 5, 0] = 0, 0  # one band at 0 is no mark
+    rgb[:3], rgb[5, 5, 0] = 0, 0  # one band at 0 is not a mark
     tifffile.imwrite(tmp_path / "n.tif", rgb, photometric="rgb", extratags=[(42113, "s", 0, "0", True)])
     picture = decode_picture(tmp_path / "n.tif", "rgb")
     assert np.array_equal(picture.invalid, np.arange(12)[:, None].repeat(10, 1) < 3)

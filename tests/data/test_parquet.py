@@ -199,7 +199,7 @@ def test_what_is_no_parquet(tmp_path):
 
 
 def test_settings_of_other_sources_are_refused():
-    with pytest.raises(ConfigError, match=r"data.table.label_column 'x' has no meaning for data.source digits"):
+    with pytest.raises(ConfigError, match=r"data.table.label_column 'x' does not apply to data.source digits"):
         open_data(DataConfig(table={"label_column": "x"}), (8, 8))
 
 

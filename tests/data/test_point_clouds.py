@@ -111,7 +111,7 @@ def test_laser_scans(tmp_path, ending):
     [
         ("a.xyz", b"", "it has no rows of numbers"),
         ("a.xyz", b"1 2 3\n4 5\n", "its rows have 2 to 3 numbers"),
-        ("a.xyz", b"1 2 3\nx y z\n", "line 2 is no row of numbers"),
+        ("a.xyz", b"1 2 3\nx y z\n", "line 2 is not a row of numbers"),
         ("a.xyz", b"1 2\n", "needs points of 3 coordinates"),
         ("a.xyz", b"1 2 nan\n", "1 of 1 point has no finite coordinates"),
         ("a.npy", b"no array", "cannot be read as a point cloud"),
@@ -364,7 +364,7 @@ def test_repeated_points_are_left_out_and_attributes_kept(tmp_path):
 def test_clouds_for_a_model_of_images_are_refused():
     with pytest.raises(ConfigError, match=r"data\.source solids has point clouds"):
         open_data(DataConfig(source="solids"), (16, 16))
-    with pytest.raises(ConfigError, match=r"data\.points\.turn 'up' has no meaning for data\.source digits"):
+    with pytest.raises(ConfigError, match=r"data\.points\.turn 'up' does not apply to data\.source digits"):
         open_data(DataConfig(source="digits", points=PointsConfig(turn="up")), (16, 16))
 
 

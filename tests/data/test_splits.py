@@ -300,7 +300,7 @@ def test_patches_of_different_splits_share_no_pixel(seed, fold):
 
 def test_rules_without_a_meaning_are_refused(tmp_path):
     make_folder(tmp_path, per_class=3)
-    with pytest.raises(ConfigError, match=r"data.splitting.fold has no meaning for data that is split already"):
+    with pytest.raises(ConfigError, match=r"data.splitting.fold applies only to data without a val split"):
         open_data(DataConfig(source="folder", path=str(tmp_path), splitting={"fold": 0}), (8, 8))
     with pytest.raises(ConfigError, match=r"data\.split block is for the patches"):
         open_data(DataConfig(split="block"), (8, 8))

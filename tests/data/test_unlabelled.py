@@ -68,9 +68,12 @@ def test_faults_are_named(tmp_path):
     root = folder(tmp_path / "x", 12)
     (root / "notes.png").write_text("no image")
     (root / "b" / "cut.png").write_bytes((root / "a" / "0.png").read_bytes()[:60])
-    with pytest.raises(DataError, match="2 of 14 files are no images that can be read"):
+    with pytest.raises(DataError, match="2 of 14 files are not readable images"):
         opened(root)
-    with pytest.raises(ConfigError, match=r"data.classes.label_fraction 0.5 has no meaning for data.source unlabelled"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data.classes.label_fraction 0.5 applies only to labelled sources, not to data.source unlabelled",
+    ):
         open_data(
             DataConfig(
                 source="unlabelled", path=str(root), classes={"label_fraction": 0.5}, errors={"on_unreadable": "skip"}

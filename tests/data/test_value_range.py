@@ -231,7 +231,7 @@ def test_a_constant_band_is_named_unless_allowed(tmp_path):
     mean, std = folder(tmp_path / "d", bands__allow_constant=("vv",)).statistics()["image"]
     assert (mean[0], std[0]) == (pytest.approx(7 / 255, abs=1e-5), 1)
     assert folder(tmp_path / "d", bands__use=("vh",)).statistics()["image"][0][0] > 0.2
-    # A file of statistics is no way around.
+    # A file of statistics is not a way around.
     write_statistics(tmp_path / "s.json", data.measure())
     assert [band.constant for band in read_statistics(tmp_path / "s.json", data.source.bands).streams["image"]] == [
         True,

@@ -41,7 +41,7 @@ def _raise(error):
 
 @pytest.mark.fast_cases(
     "<lambda>-RunError-too many files are open; .*ulimit -n",
-    "fault-DataError-^a.png is no image; replace it$",
+    "fault-DataError-^a.png is not an image; replace it$",
     "fault-DataError-images cannot be read: .*a.png",
     "fault-RunError-memory ran out in a process that reads images",
     "fault-RunError-too many files are open; .*ulimit",
@@ -63,8 +63,12 @@ def _raise(error):
         (lambda: os._exit(workers._NO_MEMORY), RunError, r"shared memory ran out .*--shm-size"),
         (lambda: os._exit(workers._NO_FILES), RunError, r"too many files are open; .*ulimit -n"),
         (lambda: lambda: 3, RunError, f"with exit code {workers._NO_BATCH}"),  # what no process can hand to another
-        (_raise(DataError("a.png is no image")), DataError, r"^a.png is no image$"),
-        (_raise(UnreadableError("a.png is no image", "replace it")), DataError, r"^a.png is no image; replace it$"),
+        (_raise(DataError("a.png is not an image")), DataError, r"^a.png is not an image$"),
+        (
+            _raise(UnreadableError("a.png is not an image", "replace it")),
+            DataError,
+            r"^a.png is not an image; replace it$",
+        ),
         (_raise(OSError(errno.EIO, "Input/output error", "a.png")), DataError, r"images cannot be read: .*a.png"),
         (_raise(OSError(errno.EMFILE, "Too many open files", "a.png")), RunError, r"too many files are open; .*ulimit"),
         (_raise(MemoryError()), RunError, r"memory ran out in a process that reads images"),

@@ -260,7 +260,7 @@ def test_a_changed_export_is_refused(exported, tmp_path, capsys):
             "--precision bf16 is not supported by torch; use --format openvino",
         ),
         (["RUN", "--out", "FILE"], "is a file; name a folder"),
-        (["RUN", "--out", "OTHERS"], "holds files that are no export"),
+        (["RUN", "--out", "OTHERS"], "holds files that do not belong to an export"),
     ],
 )
 def test_wrong_usage_is_one_line(run, tmp_path, capsys, words, message):

@@ -126,7 +126,7 @@ def test_folders_are_listed_by_the_rule_of_training(run_of_bands, rasters, tmp_p
     (folder / "dark" / "0.tif").rename(folder / "dark" / "0.dat")
     captured = predicted(capsys, run_of_bands, folder)
     assert captured.out.count("\n") == 1 + 8
-    assert "passed over 2 files that are no images: 1 .txt, 1 .xml" in captured.err
+    assert "passed over 2 files that are not images: 1 .txt, 1 .xml" in captured.err
     assert "passed over 1 folder that vitrail wrote" in captured.err
     assert "1 link to a folder above, not followed" in captured.err
     pointer = tmp_path / "pointer.tif"

@@ -211,7 +211,7 @@ def test_methods_that_are_listed_for_a_model_can_explain_it(settings):
 
 @pytest.mark.parametrize("measured", [deletion, insertion, road, infidelity])
 def test_without_classes_no_score_is_made_up(measured):
-    """Features are no logits, although they can be softmaxed."""
+    """Features are not logits, although they can be softmaxed."""
     model, images = _vit(), torch.randn(2, 3, 16, 16)
     model.reset_classifier(0)
     found = explain(model, images)

@@ -47,7 +47,7 @@ def test_pairs_compute_the_same(library, name, settings):
     assert count_parameters(pair.ours) == count_parameters(pair.theirs)
     assert not pair.ours.training
     assert not pair.theirs.training
-    # Biases and norms are no zeros and ones, so that the agreement means something.
+    # Biases and norms are not zeros and ones, so that the agreement means something.
     assert all(p.std() > 0.01 for p in pair.ours.parameters() if p.numel() > 8)
 
 

@@ -74,7 +74,7 @@ def test_attributes_of_points_are_no_bands():
     [
         ({"split": "val", "chosen_on": 400}, "validation images .* no unseen test images were measured"),
         ({"split": "train", "trained_on": 400}, "training images .* says nothing about new ones"),
-        ({"trained_on": 7}, "test images .* 7 of them were trained on: this is no result on unseen"),
+        ({"trained_on": 7}, "test images .* 7 of them were trained on: the result is not on unseen"),
         ({"trained_on": 7, "chosen_on": 3}, "7 of them were trained on and 3 of them chose the epoch"),
         ({"split": "other", "trained_on": 5, "path": "new"}, "other images .* 5 of them were trained on"),
         ({"trained_on": None}, "test images .* is not recorded"),

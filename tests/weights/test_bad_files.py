@@ -1,4 +1,4 @@
-"""Files that are no weights: truncated, damaged, foreign, malicious. One clear error, and the model as it was."""
+"""Files that are not weights: truncated, damaged, foreign, malicious. One clear error, and the model as it was."""
 
 import contextlib
 import io
@@ -150,8 +150,8 @@ def test_pickles_that_would_run_code_are_refused(model, tmp_path, how, suffix):
         (torch.zeros(2), "holds no tensors by name but a Tensor"),
         ("weights", "holds no tensors by name but a str"),
         ({"state_dict": {}}, "holds no tensors by name but nothing"),
-        ({"epoch": 3, "lr": 0.1}, "values that are no tensors: epoch, lr"),
-        ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "is no checkpoint of ViT"),
+        ({"epoch": 3, "lr": 0.1}, "values that are not tensors: epoch, lr"),
+        ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "is not a checkpoint of ViT"),
         ({"weight": torch.zeros(2)}, "first keys are weight"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_file_that_may_not_be_read(model, tmp_path):
 def test_of_another_family(model, tmp_path):
     path = tmp_path / "swin.safetensors"
     save_file({k: v.contiguous() for k, v in read_golden("swin_timm").state.items()}, path)
-    message = _refused(model, path, "no checkpoint of ViT")
+    message = _refused(model, path, "not a checkpoint of ViT")
     assert "vitrail weights" in message
     with pytest.raises(WeightsError, match="missing"):
         vitrail.load_weights(model, path, source="timm")

@@ -213,7 +213,7 @@ def write_explanations(
     size: tuple[int, ...] = ()
     clouds: list[tuple[str, Array, dict[str, Array]]] = []
     images = _explained(card, data, indices, explain_batch, batch_size)
-    # No progress bar where the output is no terminal.
+    # No progress bar where the output is not a terminal.
     for seen, name in zip(tqdm(images, total=len(indices), unit="image", disable=None), names, strict=True):
         made = {method: _method_entry(get_method(method), e) for method, e in seen.explanations.items()}
         size = next(iter(seen.pictures.values())).shape[:2]

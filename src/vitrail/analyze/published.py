@@ -65,7 +65,7 @@ def read_speeds(file: str | Path) -> dict[str, float]:
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise DataError(f"cannot read {file}: {error}") from error
     if not set(_COLUMNS) <= set(table.columns):
-        raise ConfigError(f"--speeds {file} is no table of `vitrail bench --csv` (columns {', '.join(_COLUMNS)})")
+        raise ConfigError(f"--speeds {file} is not a table of `vitrail bench --csv` (columns {', '.join(_COLUMNS)})")
     rows = table[table["mode"] == "forward"]
     if "library" in rows:
         rows = rows[rows["library"] == "vitrail"]

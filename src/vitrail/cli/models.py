@@ -140,13 +140,13 @@ def _chart(catalogue: Catalogue, variants: list[Variant], arguments: argparse.Na
 def _count(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGB]?)", text.upper().replace(",", "").replace("_", ""))
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number such as 5000000, 30M or 1.5G")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 5000000, 30M or 1.5G")
     return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 def _gmacs(text: str) -> float:
     if re.fullmatch(r"\d+(\.\d+)?", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of billions such as 4.5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of billions such as 4.5")
     return float(text)
 
 

@@ -55,7 +55,7 @@ def output_file(text: str, kind: Kind, inputs: Iterable[str | Path | None] = (),
         option: Its name, for errors.
 
     Raises:
-        ConfigError: It is an input, a folder, or a file that is no earlier output of this kind.
+        ConfigError: It is an input, a folder, or a file that is not an earlier output of this kind.
     """
     path = Path(expand_home(option, text))
     for given in inputs:

@@ -63,7 +63,7 @@ class ValuesConfig:
     Attributes:
         offset: Value that becomes 0, for all bands or one a band; 0 when not given.
         range: ``[low, high]`` in place of scale and offset: the values that become 0 and 1; or such a pair a band.
-        nodata: Stored values that are no measurements (a number, nan, inf, or several), besides those that files
+        nodata: Stored values that are not measurements (a number, nan, inf, or several), besides those that files
             declare (GDAL_NODATA, masks, alpha); ``[]`` ignores what files declare. Such pixels are left out of
             statistics and filled with the mean of their band.
         value_type: Origin of the range of the values where it was not stated: a type (bool, uint8, uint16, int16) or
@@ -95,7 +95,7 @@ class SpectralConfig:
         scale: Their value that becomes 1, as for ``scale``.
         offset: Their value that becomes 0, as for ``values.offset``.
         range: Their values that become 0 and 1, as for ``values.range``.
-        nodata: Their values that are no measurements, as for ``values.nodata``.
+        nodata: Their values that are not measurements, as for ``values.nodata``.
         value_type: Origin of their range, as for ``values.value_type``.
     """
 

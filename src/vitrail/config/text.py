@@ -42,7 +42,7 @@ class _CoreLoader(yaml.SafeLoader):
             deep: Construct nested values at once; always done here.
 
         Raises:
-            ConfigError: A key that is no plain word, or is repeated.
+            ConfigError: A key that is not a plain word, or is repeated.
         """
         own: dict[str, int] = {}
         for key, _ in node.value:
@@ -104,7 +104,7 @@ def parse_yaml(text: str) -> Any:
         Plain values. Keys are the names that are written: ``no`` and ``010`` stay as they are.
 
     Raises:
-        ConfigError: A key that is no plain word, or is repeated.
+        ConfigError: A key that is not a plain word, or is repeated.
         yaml.YAMLError: Not YAML.
         ValueError: A value that its explicit tag does not fit.
         RecursionError: Nested too deeply.

@@ -45,7 +45,7 @@ def check_value(name: str, hint: Any, value: Any) -> Any:
         value: As the file gives it.
 
     Returns:
-        The value, with quoted numbers and words read by the core schema where the setting is no text.
+        The value, with quoted numbers and words read by the core schema where the setting is not a text.
 
     Raises:
         ConfigError: Text where the setting takes none, or null where it has to have a value.

@@ -64,7 +64,7 @@ class Numbering:
         names: Names of the classes, in order.
         values: The label of each.
         unlabelled_value: The number of unlabelled pixels of a scene, "none" where every pixel is labelled; None where
-            the data is no scene.
+            the data is not a scene.
     """
 
     names: tuple[str, ...] | None = None
@@ -355,7 +355,7 @@ def _values_of(
     whole = [value for value in found.values() if isinstance(value, int)]
     if len(whole) < len(found):
         raise DataError(
-            f"{where}: labels such as {next(v for v in found.values() if not isinstance(v, int))} are no whole "
+            f"{where}: labels such as {next(v for v in found.values() if not isinstance(v, int))} are not whole "
             "numbers, so data.classes.names cannot name them in order; give the label of each name with "
             "data.classes.values"
         )

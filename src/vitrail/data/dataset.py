@@ -355,8 +355,8 @@ def open_data(
     source = open_source(config, size_to_read(img_size, config.images.crop_pct), classes, strict=split)
     if config.classes.label_fraction < 1 and split and not source.classes:
         raise ConfigError(
-            f"data.classes.label_fraction {config.classes.label_fraction:g} has no meaning for data.source "
-            f"{config.source}, whose images have no labels; leave it out"
+            f"data.classes.label_fraction {config.classes.label_fraction:g} applies only to labelled sources, not to "
+            f"data.source {config.source}; remove it"
         )
     config = resolve_split(source, config)
     recognition = None if known is None else known.recognise(source)

@@ -86,7 +86,7 @@ def unreadable_message(
         faults: Name and fault of each.
         total: Number of images.
         of: The images with their number: "28 files", "the 28 images in train.parquet".
-        skipped: Whether what cannot be read is left out already, so that to leave it out is no remedy.
+        skipped: Whether what cannot be read is left out already, so that to leave it out is not a remedy.
         of_run: Whether the images are given to a trained run, which has no settings of training.
     """
     pointers = [name for name, error in faults if isinstance(error, PointerError)]
@@ -107,7 +107,7 @@ def unreadable_message(
         problems = [e.problem if isinstance(e, ImageFault) else str(e) for e in damaged]
         names = [name for name, error in faults if not isinstance(error, PointerError)]
         reasons = {text.replace(name, "", 1).strip() for name, text in zip(names, problems, strict=True)}
-        no_images = plural(len(damaged), f"of {of} is no image", f"of {of} are no images") + " that can be read"
+        no_images = plural(len(damaged), f"of {of} is not a readable image", f"of {of} are not readable images")
         # A reason shared by all is stated once.
         same = len(damaged) == total > 1 and len(reasons) == 1
         named = f"{reasons.pop()}: {head(names)}" if same else head(problems, _MOST_NAMED)

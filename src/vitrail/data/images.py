@@ -37,7 +37,7 @@ _DEEP_STORED = ";16"
 # Pictures in which a camera has put small or deep ones behind the picture itself.
 _ONE_PICTURE = "MPO"
 _ORIENTATION = 274
-# Tag of TIFF pages: the value that is no data (GDAL).
+# Tag of TIFF pages: the no-data value (GDAL).
 _GDAL_NODATA = 42113
 # Pillow has one limit of pixels for all: while a larger picture is opened on purpose, nobody else changes it.
 _PILLOW_LIMIT = threading.Lock()
@@ -147,7 +147,7 @@ def decode_picture(
         convert: Convert an image of other bands instead of refusing it; transparent pixels are then without data.
         name: Name in errors; by default that of the file.
         max_pixels: Pixels that are decoded at most; Pillow's limit when not given.
-        no_data: Values that are no data where all bands have them, besides the one that a TIFF declares; an empty
+        no_data: No-data values, where all bands have them, besides the one that a TIFF declares; an empty
             sequence ignores what files declare.
 
     Raises:
@@ -365,4 +365,4 @@ def _unreadable(file: Path | bytes, name: Path | str, error: Exception) -> Unrea
     if is_lfs_pointer(file):
         return PointerError(name)
     reason = str(error) if str(error) and not isinstance(error, UnidentifiedImageError) else "unknown format"
-    return UnreadableError(f"{name} is no image that can be read ({reason})", "remove or replace it")
+    return UnreadableError(f"{name} is not a readable image ({reason})", "remove or replace it")

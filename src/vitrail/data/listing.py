@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 # TIFF files that belong to another: GDAL's overviews and masks.
 _COMPANIONS = (".ovr", ".msk")
-# Notes, annotations and programs: a folder that holds nothing else is no class.
+# Notes, annotations and programs: a folder that holds nothing else is not a class.
 TEXT_SUFFIXES = frozenset(
     ".bib .cfg .conf .csv .db .dbf .doc .docx .html .htm .ini .ipynb .json .jsonl .log .md .ods .odt .pdf .prj .py "
     ".rst .rtf .sh .shp .shx .tex .tfw .toml .tsv .txt .url .xls .xlsx .xml .xmp .yaml .yml".split()
@@ -58,7 +58,7 @@ class Listing:
         root: The folder.
         deep: Whether the folders in it were listed, too.
         files: The images, in order; a link that leads nowhere is among them, as a fault to report.
-        passed_over: Files that are no images, in order.
+        passed_over: Files that are not images, in order.
         outputs: Folders that vitrail wrote, which were not entered.
         figures: Figures that vitrail wrote.
         loops: Links that lead back to a folder above them, which were not followed.
@@ -78,8 +78,8 @@ class Listing:
 def list_images(folder: Path, *, deep: bool = True, each: bool = False) -> Listing:
     """List the images under a folder.
 
-    Hidden files and folders are passed over without a word; all else that is no image is counted. Linked folders are
-    entered, each once and never in circles.
+    Hidden files and folders are passed over without a word; all else that is not an image is counted. Linked folders
+    are entered, each once and never in circles.
 
     Args:
         folder: The folder.
@@ -130,7 +130,7 @@ def describe_passed_over(listings: Sequence[Listing]) -> list[str]:
     lines = []
     files = [path for listing in listings for path in listing.passed_over]
     if files:
-        what = plural(len(files), "file that is no image", "files that are no images")
+        what = plural(len(files), "file that is not an image", "files that are not images")
         lines.append(f"passed over {what}: {by_suffix(files)}")
     outputs = [str(path) for listing in listings for path in listing.outputs]
     if outputs:
@@ -269,8 +269,8 @@ def _require_utf8(path: Path) -> None:
 def _decide(unsure: Sequence[Path], found: Listing) -> None:
     """Classify files without an image suffix by their content.
 
-    A file that is no image, and no text, among files of the same suffix (or all without one) of which most are images
-    is a damaged image.
+    A file that is neither an image nor text, among files of the same suffix (or all without one) of which most are
+    images is a damaged image.
     """
     images: dict[str, int] = Counter()
     doubtful: list[Path] = []

@@ -198,8 +198,8 @@ def _confirm(small: Thumbnails, pairs: Candidates, groups: DisjointSets[int]) ->
 def _without_chains(small: Thumbnails, links: Sequence[_Link]) -> tuple[list[_Link], list[_Link]]:
     """Drop links between images whose groups do not agree with each other.
 
-    Images that each resemble the next (discs of growing radius, views of a panorama) are no copies of each other. Links
-    of such a chain join groups, the best pairs first, where most pairs across agree directly.
+    Images that each resemble the next (discs of growing radius, views of a panorama) are not copies of each other.
+    Links of such a chain join groups, the best pairs first, where most pairs across agree directly.
 
     Returns:
         The links that stay, and those that were dropped.

@@ -89,12 +89,13 @@ def parse_no_data(text: str, name: object) -> float | None:
         name: Name of the file in errors.
 
     Raises:
-        UnreadableError: It is no number.
+        UnreadableError: It is not a number.
     """
     text = text.strip(" \0").replace(",", ".")
     try:
         return float(text) if text else None
     except ValueError as error:
         raise UnreadableError(
-            f"{name} cannot be read: its tag GDAL_NODATA is {text!r}, which is no number", "correct or remove the tag"
+            f"{name} cannot be read: its tag GDAL_NODATA is {text!r}, which is not a number",
+            "correct or remove the tag",
         ) from error

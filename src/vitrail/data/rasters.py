@@ -52,7 +52,7 @@ class Raster:
     Attributes:
         values: Shape ``(C, H, W)``, of the file's own type, turned as the file says that it is to be seen.
         invalid: Pixels that a mask or an alpha band takes out, shape ``(H, W)``; None where there is neither.
-        no_data: The value that the file calls no data (GDAL_NODATA).
+        no_data: No-data value of the file (GDAL_NODATA).
         scale: Scale of each band, where the file has a scale or an offset of its own (GDAL_METADATA): a value is
             ``stored * scale + offset`` of its units.
         offset: Likewise.

@@ -63,9 +63,7 @@ def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
             f"{lost[0]} is the first; put each into train, val or test, or none of them"
         )
     if config.splitting.fold is not None and "val" in given:
-        raise ConfigError(
-            "data.splitting.fold has no meaning for data that is split already; leave it out, or join the splits"
-        )
+        raise ConfigError("data.splitting.fold applies only to data without a val split; remove it, or join the splits")
     if "val" in given or "train" not in given or (config.splitting.val_fraction == 0 and config.splitting.fold is None):
         return list(source.given_split)
     training = [i for i, name in enumerate(source.given_split) if name == "train"]
@@ -84,7 +82,7 @@ def _assign(source: ImageSource, config: DataConfig, rows: Sequence[int], wanted
     targets = strata[list(rows)]
     if source.scene is not None:
         if config.split not in ("stratified", "block"):
-            raise ConfigError(f"data.split {config.split} has no meaning for the patches of a scene; use block")
+            raise ConfigError(f"data.split {config.split} does not apply to the patches of a scene; use block")
         return block_split(source.scene, targets, fractions, classes, fold=fold, first=wanted[0])
     if config.split == "block":
         raise ConfigError("data.split block is for the patches of a scene (data.source arrays)")

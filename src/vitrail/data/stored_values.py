@@ -101,7 +101,7 @@ def survey(values: Array, invalid: Mask | None, rule: ValueRule, what: str, phys
         physical: Whether the file's own scale and offset were applied.
 
     Raises:
-        DataError: Values that are no numbers.
+        DataError: Values that are not numbers.
         UnreadableError: Values that are not finite and not declared no data.
     """
     kind = values.dtype.name
@@ -148,7 +148,7 @@ def _refuse_not_finite(images: Array, lost: Mask | None, rule: ValueRule, what: 
     marks = "nan" if not infinite else ("[nan, inf, -inf]" if nan else "[inf, -inf]")
     raise UnreadableError(
         f"{what} holds values that are not finite ({counts})",
-        f"fill them{OR}leave the image out{OR}say that they are no data (--{rule.name_of('nodata')} '{marks}')",
+        f"fill them{OR}leave the image out{OR}mark them as no data (--{rule.name_of('nodata')} '{marks}')",
     )
 
 
@@ -278,7 +278,7 @@ class StreamValues:
         if lost.any():
             share = self.tally.no_data.sum() / max(int(self.tally.pixels.sum()), 1)
             notes.append(
-                f"{share:.1%} of the values of {few(self.bands)} are no data, in {int((lost > 0).sum())} of "
+                f"{share:.1%} of the values of {few(self.bands)} are no-data values, in {int((lost > 0).sum())} of "
                 f"{plural(len(lost), 'image')}; they are left out of statistics and filled with the mean"
             )
         mostly = [keys[i] for i in np.flatnonzero(lost > MOSTLY_NO_DATA).tolist()]

@@ -46,7 +46,7 @@ def thumbnails(images: Tensor, stretch: bool = False) -> Thumbnails:
         gray = F.interpolate(gray, size=(SIDE, SIDE), mode="bilinear", antialias=True)
     if stretch:
         low, high = (gray.flatten(1).quantile(share, dim=1)[:, None, None, None] for share in (_CUT, 1 - _CUT))
-        # Rounding alone is no contrast.
+        # Rounding alone is not contrast.
         known = (high - low) > 1e-4 * torch.maximum(low.abs(), high.abs())
         gray = torch.where(known, (gray - low) / (high - low).clamp(min=1e-12), 0.0)
     small: Thumbnails = (gray[:, 0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

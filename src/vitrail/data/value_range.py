@@ -66,7 +66,7 @@ class ValueRule:
         scale: Difference between the values that become 0 and 1.
         offset: The value that becomes 0.
         limits: The values that become 0 and 1.
-        no_data: Stored values that are no measurements, besides those that files declare; empty where the files'
+        no_data: Stored values that are not measurements, besides those that files declare; empty where the files'
             own declarations are to be ignored.
         recorded: The type whose range a run was trained with.
         group: Group of the settings.

@@ -168,7 +168,7 @@ def other_views(card: ModelCard, data: DataConfig, own: DataConfig) -> tuple[int
         own: Data settings of the run's recipe.
 
     Raises:
-        ConfigError: They differ for a run whose inputs are no clips.
+        ConfigError: They differ for a run whose inputs are not clips.
     """
     views, recipe = ((config.video.views, config.video.crops) for config in (data, own))
     if views == recipe:

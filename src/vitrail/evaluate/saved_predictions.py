@@ -271,7 +271,7 @@ def _group_accuracy(metrics: dict[str, Any], interval: Interval | None, bootstra
 def _clip_accuracy(table: pd.DataFrame, bootstrap: Bootstrap | None) -> dict[str, Any]:
     """Compute the accuracy of single views of videos, where logits are means over several.
 
-    The interval is over videos, or their groups: views of a video are no independent samples.
+    The interval is over videos, or their groups: views of a video are not independent samples.
     """
     if "clips_correct" not in table:
         return {}

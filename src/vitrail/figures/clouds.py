@@ -122,7 +122,7 @@ def part_colors(parts: Array, names: Sequence[str]) -> Array:
     """Choose the colours of parts.
 
     Args:
-        parts: Shape ``(N,)``; -1 is no label.
+        parts: Shape ``(N,)``; -1 for unlabelled points.
         names: Names of all parts; more than 10 have 20 colours.
 
     Returns:
@@ -149,7 +149,7 @@ def add_part_legend(figure: Figure, parts: Array, names: Sequence[str]) -> None:
 
     Args:
         figure: The figure.
-        parts: Parts of all points that it shows; -1 is no label.
+        parts: Parts of all points that it shows; -1 for unlabelled points.
         names: Names of all parts.
     """
     entries = _legend(parts, names).values()
@@ -164,7 +164,7 @@ def parts_figure(
 
     Args:
         clouds: Shape ``(N, 3)`` each.
-        parts: True and predicted part of each point, shape ``(N,)`` each; -1 is no label.
+        parts: True and predicted part of each point, shape ``(N,)`` each; -1 for unlabelled points.
         names: Names of the parts.
         titles: Titles of the rows.
     """

@@ -227,7 +227,7 @@ def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: boo
 def smooth_map(heat: Array) -> Array:
     """Smooth a map ``(H, W)`` slightly, so that a line can enclose its largest values."""
     smoothed: Array = gaussian_filter(heat.astype(np.float64), _SMOOTHING * min(heat.shape))
-    # Rounding errors of an even map are no ranking.
+    # Rounding errors of an even map are not a ranking.
     return heat if np.ptp(smoothed) <= 1e-9 * np.abs(smoothed).max() else smoothed
 
 

@@ -60,7 +60,7 @@ class VNAttention(nn.Module):
 
         Args:
             x: Vectors, shape ``(B, N, S, C)``.
-            mask: True for real points, shape ``(B, N)``; others are no keys.
+            mask: True for real points, shape ``(B, N)``; others are not keys.
             queries: Vectors that attend to the points, shape ``(B, M, S, C)``; the points themselves when not given.
 
         Returns:

@@ -16,7 +16,7 @@ def as_config(kind: type[Any], config: Any) -> Any:
 
 
 def check_at_least(config: object, minimum: int, *names: str) -> None:
-    """Refuse settings that are no whole numbers or too small.
+    """Refuse settings that are not whole numbers or too small.
 
     Raises:
         ConfigError: Naming the setting, the minimum and the value.
@@ -52,7 +52,7 @@ def check_mlp_ratio(ratio: float, dim: int) -> None:
 
 
 def check_stages(config: object, *names: str) -> None:
-    """Refuse settings that are no lists of whole numbers of at least 1, one a stage; make them tuples.
+    """Refuse settings that are not lists of whole numbers of at least 1, one a stage; make them tuples.
 
     Raises:
         ConfigError: Naming the setting and the value, or settings of different lengths.

@@ -108,7 +108,7 @@ def register_family(family: Family) -> Family:
 
     Raises:
         ConfigError: The family's name or one of its variants' names is taken, its config lacks a setting that every
-            family of its modality has, or its class is no :class:`~vitrail.models.base.VisionModel`.
+            family of its modality has, or its class is not a :class:`~vitrail.models.base.VisionModel`.
     """
     if not (isinstance(family.build, type) and issubclass(family.build, VisionModel)):
         raise ConfigError(f"the family {family.name}: build must be a subclass of VisionModel, got {family.build!r}")

@@ -80,8 +80,8 @@ class GraphSettings(PointSettings):
 class PointCloudModel(VisionModel):
     """Model of point clouds.
 
-    A point without finite coordinates is no point: clouds of fewer points are padded with NaN, and a point is removed
-    by writing NaN. Tokens of such points are NaN in :meth:`forward_features` too.
+    A point without finite coordinates is not a point: clouds of fewer points are padded with NaN, and a point is
+    removed by writing NaN. Tokens of such points are NaN in :meth:`forward_features` too.
 
     Attributes:
         feature_info: One level a layer, on the grid of the points, in their order.

@@ -136,7 +136,7 @@ def walk(
         depth: How far modules are opened. ``"parts"``: down to the attention layers and what stands beside
             them, such as norms, MLPs and convolution blocks; ``"blocks"``: no further than blocks. A
             number counts levels: 1 shows the model's own children, each further one opens one level more
-            (lists of modules are no level).
+            (lists of modules are not levels).
         repeats: Forward passes over which time is measured (each step's least counts); 0 measures none. When not
             given, as many as three seconds allow, 5 to 50. On the meta device there is no time to measure.
 
@@ -219,7 +219,7 @@ def _mixes(module: nn.Module) -> bool:
 
 
 def _is_list(module: nn.Module) -> bool:
-    """Whether a module only holds others: its name is no step and no level."""
+    """Whether a module only holds others: its name is neither a step nor a level."""
     if isinstance(module, nn.Sequential):
         return _mixes(module)
     return type(module).forward is nn.Module.forward

@@ -47,7 +47,7 @@ def serves_trainer(kind: type[Config]) -> type[Config]:
 def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, prefix: str = "") -> None:
     """Refuse settings that a config does not have, or that are of other types.
 
-    Nothing is converted: the text "false" is no truth value, and 32.0 no whole number. A list may stand for a tuple,
+    Nothing is converted: the text "false" is not a boolean, and 32.0 is not an integer. A list may stand for a tuple,
     and a mapping for the settings of a part.
 
     Args:

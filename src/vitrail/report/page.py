@@ -147,7 +147,7 @@ def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> LoadedRun:
 def _results(table: pd.DataFrame, runs: list[LoadedRun]) -> Section:
     caption = (
         f"From metrics.json and metrics.csv of {names_with_splits(runs)}. Multiply-adds of one image; speeds as "
-        "measured on the machine named under each run; that two intervals overlap or not is no test of a difference"
+        "measured on the machine named under each run; that two intervals overlap or not is not a test of a difference"
     )
     return Section("Summary", _summary(table, runs), tables=[Table("results", caption + ".", table, _RESULTS)])
 

@@ -116,7 +116,7 @@ def _results(runs: Sequence[LoadedRun]) -> Section:
     caption = (
         f"From metrics.json and metrics.csv of {names_with_splits(runs)}. mIoU: the mean over the parts that occur of "
         "the intersection over union of the points of all point clouds; the mean mIoU of a point cloud takes its own "
-        "parts alone. Intervals are over point clouds; that two intervals overlap or not is no test of a difference."
+        "parts alone. Intervals are over point clouds; that two intervals overlap or not is not a test of a difference."
     )
     return Section("Summary", [_how_good(run) for run in runs], tables=[Table("results", caption, table, _RESULTS)])
 
@@ -274,7 +274,7 @@ def _cautions(run: LoadedRun) -> list[str]:
     elif metrics["trained_on"] or metrics["chosen_on"]:
         number = (metrics["trained_on"] or 0) + (metrics["chosen_on"] or 0)
         lines.append(
-            f"{number:,} of the measured point clouds were used in training: this is no result on unseen ones."
+            f"{number:,} of the measured point clouds were used in training: the result is not on unseen ones."
         )
     if known is not None and known.stale:
         lines.append("The data has changed since training.")

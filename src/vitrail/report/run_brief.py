@@ -135,7 +135,7 @@ def _how_unseen(facts: RunFacts) -> str:
             *([f"{facts.trained_on:,} of them were trained on"] if facts.trained_on else []),
             *([f"{facts.chosen_on:,} of them chose the epoch"] if facts.chosen_on else []),
         ]
-        return f" {' and '.join(parts)}: this is no result on unseen images."
+        return f" {' and '.join(parts)}: the result is not on unseen images."
     if facts.pretrained_on:
         return f" The starting weights were pre-trained on {facts.pretrained_on:,} of them."
     if facts.trained_on is None:

@@ -184,7 +184,7 @@ class RunFolder:
                 "replace it with --run.overwrite true"
             )
         if not self.recipe.exists():
-            raise RunError(f"{self.path} holds files that are no run (no recipe.yaml); vitrail will not delete them")
+            raise RunError(f"{self.path} holds files but no run (no recipe.yaml); vitrail will not delete them")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

@@ -265,7 +265,7 @@ def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -
             return (f"none of {plural(number, 'image')} is one that {run} was made from",)
         return (
             f"none of {plural(number, 'image')} is one that {run} was made from, by content, but {alike} have the "
-            "names of those; re-encoded copies are no test (`vitrail data audit` finds them)",
+            "names of those; re-encoded copies are not unseen images (`vitrail data audit` finds them)",
         )
     if not new:
         lacking = f" ({plural(found.num_missing, 'other')} not there)" if found.num_missing else ""
@@ -304,7 +304,7 @@ def describe_training_images(run: RunFolder, images: ImageData) -> str | None:
         return None
     number = len(images.source)
     of_them = run.reword(f"of {plural(number, 'image')} {describe_counts(counts['train'], counts['val'])}")
-    return f"{of_them}: what {run} makes of those is no test"
+    return f"{of_them}: results of {run} on those are not on unseen images"
 
 
 def describe_counts(trained: int, chosen: int) -> str:

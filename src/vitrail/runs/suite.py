@@ -79,7 +79,9 @@ class SuiteFolder:
             RunError: It is missing or damaged.
         """
         if not self.facts.is_file():
-            raise RunError(f"{self.path} is no suite's folder: it lacks {self.facts.name}; `vitrail compare` makes one")
+            raise RunError(
+                f"{self.path} is not a suite's folder: it lacks {self.facts.name}; `vitrail compare` makes one"
+            )
         try:
             facts: dict[str, Any] = json.loads(self.facts.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

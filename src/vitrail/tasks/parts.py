@@ -11,7 +11,7 @@ from vitrail.tasks.classification import ClassificationTask
 
 
 class PartsTask(ClassificationTask):
-    """Classification of points by the labels "parts" of a batch, ``(B, N)``; -1 is no label."""
+    """Classification of points by the labels "parts" of a batch, ``(B, N)``; -1 is not a label."""
 
     def labelled(self, output: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits ``(M, K)`` and parts ``(M,)`` of the labelled points; augmentation may have dropped points."""

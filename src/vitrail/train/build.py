@@ -35,7 +35,7 @@ class Builder(ABC):
         """Check settings before anything is read.
 
         Raises:
-            ConfigError: A setting has no meaning for this kind of training.
+            ConfigError: A setting that does not apply to this kind of training.
         """
 
     @abstractmethod

@@ -66,7 +66,7 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """
     if recipe.task.name not in PRETRAINING:
         raise ConfigError(
-            f"task.name {recipe.task.name} is no pre-training; choose --task.name {', '.join(PRETRAINING)}, or use "
+            f"task.name {recipe.task.name} is not pre-training; choose --task.name {', '.join(PRETRAINING)}, or use "
             "`vitrail train`"
         )
     return fit(recipe, PretrainingBuilder(), resume=resume)

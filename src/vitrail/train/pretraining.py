@@ -132,8 +132,8 @@ def _check_settings(recipe: Recipe) -> None:
         value = getattr(trainer, name)
         if value != getattr(defaults, name):
             raise ConfigError(
-                f"trainer.{name} {value!r} has no meaning in pre-training, which trains the whole model and keeps the "
-                "last epoch's weights; leave it out"
+                f"trainer.{name} {value!r} does not apply to pre-training, which trains the whole model and keeps the "
+                "last epoch's weights; remove it"
             )
     if trainer.progressive_sizes:
         raise ConfigError(

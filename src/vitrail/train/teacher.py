@@ -21,8 +21,8 @@ from vitrail.runs.trained import ModelCard, TrainedModel, card_from_values, load
 class LoadedTeacher:
     """Computes the logits of a trained model, in the order of a student's classes.
 
-    Images and frames are resized to the teacher's size, and normalised as it was trained. It is no module: its weights
-    take no part in the student's checkpoints, averages and optimiser.
+    Images and frames are resized to the teacher's size, and normalised as it was trained. It is not a module: its
+    weights take no part in the student's checkpoints, averages and optimiser.
 
     Args:
         path: A run folder, or the folder of an export.

@@ -90,7 +90,9 @@ def unwrap(content: Any, where: str) -> Checkpoint:
     found = Checkpoint({}, "memory")
     _walk(content, "", found, {})
     if not found.states:
-        raise WeightsError(f"{where} holds no tensors by name but {_instead(content, found)}; it is no file of weights")
+        raise WeightsError(
+            f"{where} holds no tensors by name but {_instead(content, found)}; it is not a file of weights"
+        )
     return found
 
 
@@ -102,7 +104,7 @@ def _instead(content: Any, found: Checkpoint) -> str:
             "themselves"
         )
     if isinstance(content, Mapping):
-        return f"values that are no tensors: {', '.join(list(found.beside)[:5])}" if found.beside else "nothing"
+        return f"values that are not tensors: {', '.join(list(found.beside)[:5])}" if found.beside else "nothing"
     return f"a {_kind(content)}"
 
 

@@ -254,7 +254,7 @@ def _choose(
         return candidate, known[source], []
     advice = f", or name the source with {options.spelling.give('source')}" if options.spelling.has("source") else ""
     raise WeightsError(
-        f"{where} is no checkpoint of {type(model).__name__} from {', '.join(known)}; its first keys are "
+        f"{where} is not a checkpoint of {type(model).__name__} from {', '.join(known)}; its first keys are "
         f"{', '.join(list(candidate.state)[:3])}. `vitrail weights` reports what a file is; build the model of its "
         f"family{advice}"
     )

@@ -205,7 +205,7 @@ def test_through_a_hierarchy_equals_the_dense_product(method, family, seed):
 
     with capture_attention(model) as record:
         if settings.get("fusion") == "concat":
-            # Its weights are no result of anything: they are asked for a gradient before they are used.
+            # Its weights are not the result of anything: they are asked for a gradient before they are used.
             model.fusion.tap.consumer = _asking(model.fusion.tap.consumer)
         features = model.forward_features(*inputs)
         logits = model.forward_head(features)

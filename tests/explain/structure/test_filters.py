@@ -29,7 +29,7 @@ def test_a_planted_pattern_is_found():
     model = vitrail.create_model("vit", in_chans=2, **VIT)
     pattern = torch.randn(2, 4, 4)
     weights = torch.randn(24, 1, 1, 1)
-    model.patch_embed.proj.weight.data = weights * pattern + 5.0  # the mean filter is no component
+    model.patch_embed.proj.weight.data = weights * pattern + 5.0  # the mean filter is not a component
     (found,) = projection_filters(model)
     cosine = torch.cosine_similarity(found.components[0].flatten(), pattern.flatten(), dim=0)
     assert abs(float(cosine)) == pytest.approx(1, abs=1e-4)

@@ -53,7 +53,7 @@ def test_parameters_of_the_variants(size, count):
 @pytest.mark.parametrize("grid", [(4, 6, 8), (5, 7, 6), (2, 9, 3), (1, 4, 5)])
 @pytest.mark.parametrize("shift", [(0, 0, 0), (1, 2, 1)])
 def test_windows_by_a_dense_mask(grid, shift):
-    """Tokens attend to those of their window that lie beside them in the clip; padding is no key."""
+    """Tokens attend to those of their window that lie beside them in the clip; padding is not a key."""
     torch.manual_seed(0)
     window = (2, 4, 3)
     attn = WindowAttention3d(8, 2, window, shift).double()

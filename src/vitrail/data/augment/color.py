@@ -68,7 +68,7 @@ def hue_matrices(share: Tensor) -> Tensor:
     Args:
         share: Rotation as a share of the whole circle, shape ``(B,)``; red goes to yellow at 1/6.
 
-    Source: the chroma plane of YIQ, Rec. 601; a turn in HSV, which is no linear map, changes the luma too.
+    Source: the chroma plane of YIQ, Rec. 601; a turn in HSV, which is not a linear map, changes the luma too.
     """
     forward = torch.tensor([list(GRAY), [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
     angle = -2 * math.pi * share

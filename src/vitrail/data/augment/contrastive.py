@@ -79,7 +79,7 @@ def build_views(size: tuple[int, int], num_bands: int, min_scale: float = 0.2, s
 
 
 def _change_of_bands(s: float) -> list[nn.Module]:
-    """Build changes of brightness and contrast: bands that are no colours have no saturation or hue."""
+    """Build changes of brightness and contrast: bands that are not colours have no saturation or hue."""
     import kornia.augmentation as K
 
     return [K.RandomBrightness((1 - s, 1 + s), p=0.8), K.RandomContrast((1 - s, 1 + s), p=0.8)]

@@ -107,7 +107,7 @@ def _read_text(path: Path) -> CloudFile:
             rows.append([float(part) for part in parts])
         except ValueError as error:
             if rows:
-                raise ValueError(f"line {number} is no row of numbers: {line[:40]!r}") from error
+                raise ValueError(f"line {number} is not a row of numbers: {line[:40]!r}") from error
             names = tuple(part.strip('"') for part in parts)
     if not rows:
         raise ValueError("it has no rows of numbers")

@@ -199,7 +199,7 @@ class PointFileSource(PointSource):
 
     def _list_folder(self, root: Path) -> tuple[list[Path], list[str]]:
         if not root.is_dir():
-            raise DataError(f"data.path {root} is no folder, .csv or .npz file")
+            raise DataError(f"data.path {root} is neither a folder nor a .csv or .npz file")
         files = [p for p in sorted(_clouds_below(root)) if p.parent != root]
         if not files:
             raise DataError(f"{root} has no folders of point clouds; known formats are {' '.join(READERS)}")

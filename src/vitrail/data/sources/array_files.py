@@ -43,7 +43,7 @@ def _read(path: Path, wanted: set[str] | None) -> dict[str, Array]:
     kind = path.suffix.lower()
     is_hdf5 = hdf5.is_hdf5(path)
     if not is_hdf5 and kind not in (".npy", ".npz", ".mat", *hdf5.SUFFIXES):
-        raise DataError(f"{path} is no .npy, .npz, .mat or HDF5 file; check data.path, or use another data.source")
+        raise DataError(f"{path} is not a .npy, .npz, .mat or HDF5 file; check data.path, or use another data.source")
     try:
         if kind == ".npy":
             return {path.stem: np.load(path, allow_pickle=False)}

@@ -137,7 +137,7 @@ class ImageSource(ABC):
         return {name: to_unit(x) for name, x in self.read(indices).items()}
 
     def normalization(self, indices: Sequence[int]) -> dict[str, tuple[list[float], list[float]]]:
-        """Return mean and deviation of each number of a stream, of a source that is no image source.
+        """Return mean and deviation of each number of a stream, of a source that is not an image source.
 
         Args:
             indices: Training inputs to measure.

@@ -1,4 +1,4 @@
-"""Labels and splits of files that are no images: by the folders they lie in, or by a CSV table."""
+"""Labels and splits of files that are not images: by the folders they lie in, or by a CSV table."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class FileSource(EncodedSource):
         of_run: Whether the files are given to a trained run, for remedies.
 
     Raises:
-        DataError: Files that are no images or have other bands (all are counted, the first are named);
+        DataError: Files that are not images or have other bands (all are counted, the first are named);
             one file in several classes or splits; a class without an image that can be read.
     """
 
@@ -164,7 +164,7 @@ class FileSource(EncodedSource):
             if isinstance(error, BandError) and not (leave and _is_band_count(error))
         ]
         unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
-        if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is no answer
+        if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is not an answer
             raise type(unset[0])(f"{len(unset)} of {plural(len(work), 'file')}: {unset[0]}")
         gone = {i for i, *_ in unreadable}
         kept = [i for i in range(len(files["image"])) if i not in gone]

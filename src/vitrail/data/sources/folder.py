@@ -40,8 +40,8 @@ class FolderSource(FileSource):
         each: Take a file as often as links lead to it.
 
     Raises:
-        DataError: No such folder, no or one class, folders that are no classes for certain, an empty class, files
-            that are no images or have other bands (all are counted, the first are named), images without a second
+        DataError: No such folder, no or one class, folders that are not classes for certain, an empty class, files
+            that are not images or have other bands (all are counted, the first are named), images without a second
             file, or a class that is not among the given ones.
     """
 
@@ -106,7 +106,7 @@ def _by_name(root: Path, pattern: str, each: bool) -> tuple[_Rows, Sequence[str]
         others = [folder.name for folder in parts if folder not in splits]
         raise DataError(
             f"{root} has the folders {', '.join(folder.name for folder in splits)}, which are named like splits, "
-            f"beside {head(others)}; rename them if they are no splits, or move the others into them"
+            f"beside {head(others)}; rename them if they are not splits, or move the others into them"
         )
     listings = {split: list_images(folder, each=each) for folder, split in (splits or {root: ""}).items()}
     files = [(split, file) for split, listing in listings.items() for file in listing.files]

@@ -62,7 +62,7 @@ def read_arrangement(root: Path, *, each: bool = False, stacked: bool = False) -
         stacked: Whether the bands of an image lie in files, or folders, of their own.
 
     Raises:
-        DataError: Folders that are no classes for certain (splits by other names, masks, bands), a class folder
+        DataError: Folders that are not classes for certain (splits by other names, masks, bands), a class folder
             without an image, or no class at all.
     """
     found = Arrangement()
@@ -163,7 +163,7 @@ def _refuse_flat_training(train: Path) -> None:
 
 
 def _unlabelled(folder: Path, train: Path) -> list[Path]:
-    """List the images of a split's folder without class folders, or with one that is no class in training."""
+    """List the images of a split's folder without class folders, or with one that is not a class in training."""
     inner = subfolders(folder)
     known = {clean_name(path.name) for path in subfolders(train)}
     if not inner or (len(inner) == 1 and clean_name(inner[0].name) not in known and len(known) > 1):
@@ -197,7 +197,9 @@ def _class_folders(folder: Path, each: bool, listings: list[Listing], found: Arr
                 "empty)"
             )
         elif all(path.suffix.lower() in TEXT_SUFFIXES for path in listing.passed_over):
-            found.notes.append(f"{listing.root} is no class: it holds no image, only {by_suffix(listing.passed_over)}")
+            found.notes.append(
+                f"{listing.root} is not a class: it holds no image, only {by_suffix(listing.passed_over)}"
+            )
         else:
             raise DataError(
                 f"the class folder {listing.root} holds no image, only {by_suffix(listing.passed_over)}; "
@@ -213,7 +215,7 @@ def _remedy(files: Sequence[Path]) -> str:
     if suffixes & set(_ARRAYS):
         return "name an array or Parquet file itself (data.source arrays or parquet)"
     if suffixes & {".xyz", ".pcd", ".ply", ".las", ".laz", ".off", ".stl", ".obj"}:
-        return "point clouds are no images"
+        return "point clouds are not images"
     if suffixes & {".zip", ".tar", ".gz", ".7z", ".rar"}:
         return "unpack the archives"
     return "add images"

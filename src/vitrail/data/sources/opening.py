@@ -200,7 +200,7 @@ def open_source(
         raise ConfigError(f"data.source {config.source} needs data.path, {path}")
     if config.path and not path:
         raise ConfigError(
-            f"data.path {config.path!r} has no meaning for data.source {config.source}, which is built in; did you "
+            f"data.path {config.path!r} does not apply to data.source {config.source}, which is built in; did you "
             "mean data.source folder?"
         )
     if strict:
@@ -298,6 +298,6 @@ def _refuse_meaningless(config: DataConfig) -> None:
         value = config.setting(name)
         if not accepts_setting(config.source, name) and value != default:
             raise ConfigError(
-                f"data.{name} {value!r} has no meaning for data.source {config.source}, only for "
-                f"{', '.join(_takers(name) or ())}; leave it out"
+                f"data.{name} {value!r} does not apply to data.source {config.source}, only to "
+                f"{', '.join(_takers(name) or ())}; remove it"
             )

@@ -122,7 +122,7 @@ def _find(table: Table, default: str, given: str | None, setting: str) -> str:
     if len(table.names) == 1:
         remedy += "; where the columns are separated by another character, give data.table.separator"
     raise DataError(
-        f"{table.path} has no column {name!r}, only {columns}; {remedy}; where this row is no header, give "
+        f"{table.path} has no column {name!r}, only {columns}; {remedy}; where this row is not a header, give "
         "data.table.header false"
     )
 
@@ -187,7 +187,7 @@ def _labels_of(table: Table, form: TableForm, paths: Sequence[str]) -> list[Labe
     if form.label_pattern is not None:
         if separator is not None:
             raise ConfigError(
-                "data.table.label_separator has no meaning beside data.classes.label_pattern; leave one of them out"
+                "data.table.label_separator cannot be combined with data.classes.label_pattern; remove one of them"
             )
         found = by_pattern(
             "data.classes.label_pattern", form.label_pattern, [path.replace("\\", "/") for path in paths]

@@ -96,7 +96,7 @@ def read_table(file: Path, form: TableForm, is_image: Callable[[str], bool]) -> 
     Args:
         file: The file; its content decides which of the two it is.
         form: Columns and format of the table, by the recipe.
-        is_image: Whether a cell names an image that exists; by that a first row that is no header is known.
+        is_image: Whether a cell names an image that exists; by that a first row that is not a header is known.
 
     Raises:
         DataError: No such file, not a table, or columns that cannot be told apart.
@@ -112,7 +112,7 @@ def read_table(file: Path, form: TableForm, is_image: Callable[[str], bool]) -> 
     if content.startswith(_PARQUET) or file.suffix.lower() in (".parquet", ".pq"):
         for name in ("separator", "header", "encoding"):
             if getattr(form, name) is not None:
-                raise ConfigError(f"data.table.{name} has no meaning for {file}, a Parquet file; leave it out")
+                raise ConfigError(f"data.table.{name} does not apply to {file}, a Parquet file; remove it")
         return _read_parquet(file)
     kind = next((kind for mark, kind in _SPREADSHEETS.items() if content.startswith(mark)), None)
     if kind is not None:

@@ -26,7 +26,7 @@ class UnlabelledSource(FileSource):
 
     Raises:
         DataError: No such folder, no file in it, a folder of validation or test images directly in it, files that
-            are no images or have other bands (all are counted, the first are named), or images without a second file.
+            are not images or have other bands (all are counted, the first are named), or images without a second file.
     """
 
     def __init__(

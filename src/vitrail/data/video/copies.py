@@ -131,7 +131,7 @@ def _most_frequent(proposals: Sequence[_Proposal]) -> list[int]:
 
 
 def _confirm(one: ScannedClip, other: ScannedClip, turn: int) -> str | None:
-    """Describe the difference of the second clip from the first; None where they are no copies.
+    """Describe the difference of the second clip from the first; None where they are not copies.
 
     Args:
         one: The first clip.

@@ -45,7 +45,7 @@ def window_length(config: DataConfig, num_frames: int, window: float | None, ste
         step: Step that is asked for.
 
     Raises:
-        ConfigError: A length for a run whose settings give it, a step without a length, or a value that is no length.
+        ConfigError: A length for a run whose settings give it, a step without a length, or an invalid length.
     """
     for option, value in (("--window", window), ("--step", step)):
         if value is not None and not 0 < value < math.inf:

@@ -323,7 +323,7 @@ def _clips_below(root: Path) -> set[Path]:
 
 def _list_folder(root: Path) -> list[_Row]:
     if not root.is_dir():
-        raise DataError(f"data.path {root} is no folder and no .csv table of clips")
+        raise DataError(f"data.path {root} is neither a folder nor a .csv table of clips")
     rows = []
     for path in sorted(_clips_below(root) - {root}):
         split, label = split_and_class(path.relative_to(root).parts[:-1])

@@ -139,7 +139,7 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"--out {out} is a file; name a folder")
     names = [file.name for file in final.iterdir()] if final.is_dir() else []
     if final.exists() and (not final.is_dir() or (names and not is_output_folder(names))):
-        raise ConfigError(f"{final} holds files that are no export; choose another --out")
+        raise ConfigError(f"{final} holds files that do not belong to an export; choose another --out")
 
 
 def write_check(

@@ -156,7 +156,7 @@ def export(
     list_variants(format, precision)
     for name in include:
         if name not in INCLUDE:
-            raise ConfigError(f"--include {name} is no output{closest(name, INCLUDE)}")
+            raise ConfigError(f"--include {name} is not an output{closest(name, INCLUDE)}")
     out = run.export if out is None else Path(out)
     check_out(out)
     trained = load_classifier(run)

@@ -86,7 +86,7 @@ def _compute_members(layout: TokenLayout, device: torch.device | None) -> Tensor
     indices = torch.arange(1, count + 1, device=device)
     if layout.num_prefix:
         assert layout.window is not None, "layers with groups have a window"
-        # Prefix tokens are no positions, as padding is none.
+        # Prefix tokens are not positions, as padding is none.
         indices = F.pad(indices, (count // product(layout.window) * layout.num_prefix, 0))
     return to_groups(indices[None], layout) - 1
 

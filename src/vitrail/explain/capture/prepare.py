@@ -26,7 +26,7 @@ Target = int | str | Sequence[int | str] | Tensor | None
 # Normalised values lie a few standard deviations around zero. Images without a negative value and beyond this limit
 # have the range 0..255 or are raw measurements.
 _UNNORMALIZED = 50.0
-# Keys of a batch of images that are no streams.
+# Keys of a batch of images that are not streams.
 _BESIDE_STREAMS = ("target", "index")
 # Class names that an error lists.
 _SHOWN = 8
@@ -143,7 +143,7 @@ def _inputs(trained: Trained | None, network: VisionModel, images: Images) -> tu
     for name, x in present.items():
         # A map of such an image would be NaN too, and drawn as a map without relevance.
         if x.is_floating_point() and x.numel():
-            # A point that is NaN is no point of its cloud.
+            # A point that is NaN is not a point of its cloud.
             missing = x.isnan().all(dim=-1) & (name in of_points)
             if not bool((torch.isfinite(x).all(dim=-1) | missing).all()):
                 raise ConfigError(f"the input {name!r} has values that are not finite")

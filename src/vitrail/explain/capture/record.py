@@ -250,7 +250,7 @@ def layer_tiles(model: VisionModel, layer: str) -> Tiles:
     found = next((info.tiles for info in model.feature_info if layer.startswith(info.name + ".")), None)
     if found is not None:
         return found
-    # A block that is no level because it merges tokens attends on the grid of the first tokens.
+    # A block that is not a level because it merges tokens attends on the grid of the first tokens.
     stream = next(s.name for s in model.streams if layer.startswith(model.stream_prefixes.get(s.name, "")))
     return first_tiles(model, stream)
 

@@ -171,7 +171,7 @@ def _overlap(box: Box, size: tuple[int, int], grid: tuple[int, int], stride: tup
     top, left, bottom, right = box
     if not (0 <= top < bottom <= size[0] and 0 <= left < right <= size[1]):
         raise ConfigError(
-            f"box {box} is no region (top, left, bottom, right) in an image of {size[0]} x {size[1]} pixels"
+            f"box {box} is not a region (top, left, bottom, right) in an image of {size[0]} x {size[1]} pixels"
         )
     overlap = torch.zeros(grid, dtype=torch.bool)
     overlap[top // stride[0] : -(-bottom // stride[0]), left // stride[1] : -(-right // stride[1])] = True

@@ -130,7 +130,7 @@ def _identity_part(row: Tensor, steps: Sequence[CapturedMixing]) -> Tensor:
 
 
 def lacks_mean(model: VisionModel) -> str | None:
-    """Return the reason why the pooling is no fixed mean of the last tokens; None where it is."""
+    """Return the reason why the pooling is not a fixed mean of the last tokens; None where it is."""
     if model.global_pool in ("token", "avg"):
         return None
     return (

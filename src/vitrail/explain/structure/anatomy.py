@@ -277,7 +277,7 @@ def _fusion(
 ) -> FusedStreams | None:
     for name, (args, output) in calls.items():
         if isinstance(modules[name], CrossAttentionFusion | ConcatFusion):
-            # Concatenation also reports its weights, but they are no attention.
+            # Concatenation also reports its weights, but they are not attention.
             attends = isinstance(modules[name], CrossAttentionFusion)
             weights = next((step.weights[0] for step in steps if attends and step.layout.kind == "cross"), None)
             return FusedStreams(weights, args[0][0], args[1][0], output[0])

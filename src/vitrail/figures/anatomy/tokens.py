@@ -87,7 +87,7 @@ class QueryAttention:
         shift: Rows and columns of the cyclic shift.
         stride: Pixels from one token to the next.
         query: Index of the query token, row-major on the grid; None for prefix tokens.
-        token: Name of a query that is no token of the grid.
+        token: Name of a query that is not a token of the grid.
         maps: Weight of each token of the grid by head, shape ``(heads, H, W)``.
     """
 

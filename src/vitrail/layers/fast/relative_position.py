@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitrail.layers.fast.dispatch import compiled_on_cpu, eager, fast_path
 from vitrail.layers.relative_position import Pair, expand_by_index, expand_table, relative_position_index, table_of
 
-# Of operators that return cached tensors: a CUDA graph must not record them, as they are no part of its memory.
+# Of operators that return cached tensors: a CUDA graph must not record them, as they are not part of its memory.
 KEEPS_TENSORS = (torch.Tag.cudagraph_unsafe,)
 
 

@@ -242,7 +242,7 @@ class ViT(VisionModel):
         self.cls_token = _token_parameter(config.class_tokens, dim)
         self.dist_token = _token_parameter(int(config.dist_token), dim)
         self.reg_token = _token_parameter(config.reg_tokens, dim)
-        # Tokens at the start of the table of positions that are no patches.
+        # Tokens at the start of the table of positions that are not patches.
         self.pos_prefix = 0 if config.no_embed_class else self.num_prefix
         add_position_table(self, config.pos_embed, self.grid, dim, self.pos_prefix, persistent=True)
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
