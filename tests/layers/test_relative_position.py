@@ -4,6 +4,7 @@ import copy
 import io
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,14 +26,15 @@ def test_index_of_window_7():
     assert index.unique().tolist() == list(range(169))
 
 
-@pytest.mark.parametrize(("window", "table_window"), [((3, 5), None), ((2, 3), (4, 5)), ((1, 4), (7, 4))])
+@pytest.mark.parametrize(
+    ("window", "table_window"), [((3, 5), None), ((2, 3), (4, 5)), ((1, 4), (7, 4)), ((2, 3, 2), (4, 3, 5))]
+)
 def test_index_against_the_definition(window, table_window):
     index = relative_position_index(window, table_window=table_window)
-    (wh, ww), (th, tw) = window, table_window or window
-    for query in range(wh * ww):
-        for key in range(wh * ww):
-            dy, dx = query // ww - key // ww, query % ww - key % ww
-            assert index[query, key] == (dy + th - 1) * (2 * tw - 1) + (dx + tw - 1)
+    sizes = np.array(table_window or window)
+    tokens = [np.array(token) for token in np.ndindex(*window)]
+    for row, query in zip(index, tokens, strict=True):
+        assert row.tolist() == [np.ravel_multi_index(query - key + sizes - 1, 2 * sizes - 1) for key in tokens]
 
 
 def test_bias_is_the_table_at_the_index():

@@ -12,7 +12,6 @@ from vitrail.layers.windows import (
     merge_grid,
     merge_windows,
     pad_map,
-    padding_regions,
     partition_grid,
     partition_windows,
     same_region,
@@ -118,7 +117,7 @@ def test_shifted_mask_against_the_definition(seed):
 def test_padding_is_kept_apart(partition, grid):
     window = (4, 4)
     padding = window_padding(grid, window)
-    regions = padding_regions(grid, padding)
+    regions = shifted_regions(grid, padding, (0, 0))
     real = (
         partition(pad_map(torch.ones(1, *grid, 1), (grid[0] + padding[0], grid[1] + padding[1])), window).squeeze(-1)
         == 1

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.fast.dispatch import with_fast_path
-from vitrail.layers.shapes import Size, to_pair
+from vitrail.layers.shapes import Size, product, to_pair
+from vitrail.layers.tap import Grid
 
-Pair = tuple[int, int]
 
-
-def relative_coords(window: Pair, device: torch.device | None = None) -> Tensor:
-    """Compute the offset between each pair of tokens of a window, as in Swin and MaxViT.
+def relative_coords(window: Grid, device: torch.device | None = None) -> Tensor:
+    """Compute the offset between each pair of tokens of a window along each axis, as in Swin and MaxViT.
 
     ``docs/architectures/swin.md``, section 5, shows the index made of them; ``vitrail inspect --figures`` draws it.
 
     Args:
-        window: Height and width of the window, in tokens.
+        window: Height and width of the window, in tokens; times before them for a clip.
         device: Device of the result.
 
     Returns:
@@ -33,41 +32,42 @@ def relative_coords(window: Pair, device: torch.device | None = None) -> Tensor:
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, the range of relative positions (``relative_coords`` in the
     authors' code); Tu et al. 2022, arXiv:2204.01697, equation 1.
     """
-    height, width = window
-    row = torch.arange(height, device=device).repeat_interleave(width)
-    column = torch.arange(width, device=device).repeat(height)
-    return torch.stack([row[:, None] - row[None, :], column[:, None] - column[None, :]], dim=-1)
+    axes = [torch.arange(length, device=device) for length in window]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+    return index[:, None] - index
 
 
 def relative_position_index(
-    window: Pair, device: torch.device | None = None, table_window: Pair | None = None
+    window: Grid, device: torch.device | None = None, table_window: Grid | None = None
 ) -> Tensor:
     """Compute the row of the bias table for each pair of tokens of a window.
 
     Args:
-        window: Height and width of the window, in tokens.
+        window: Height and width of the window, in tokens; times before them for a clip.
         device: Device of the result.
         table_window: Window of the table, where that is a larger one: the same offsets have other rows there.
 
     Returns:
         ``(dy + wh - 1) * (2 * ww - 1) + (dx + ww - 1)``, where dy and dx are query minus key, and wh and ww
-        the size of the table's window; shape ``(n, n)`` for the ``n`` tokens of the window, int64.
+        the size of the table's window; of a clip likewise over three axes. Shape ``(n, n)`` for the ``n`` tokens
+        of the window, int64.
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
     """
-    wh, ww = table_window or window
-    dy, dx = relative_coords(window, device).unbind(-1)
-    return (dy + wh - 1) * (2 * ww - 1) + (dx + ww - 1)
+    index = torch.zeros((), dtype=torch.int64, device=device)
+    for offset, size in zip(relative_coords(window, device).unbind(-1), table_window or window, strict=True):
+        index = index * (2 * size - 1) + (offset + size - 1)
+    return index
 
 
-def relative_table(window: Pair, num_heads: int) -> nn.Parameter:
+def relative_table(window: Grid, num_heads: int) -> nn.Parameter:
     """Make a fresh table, ``((2 * wh - 1) * (2 * ww - 1), num_heads)``, truncated normal of deviation 0.02."""
-    table = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
+    table = nn.Parameter(torch.empty(product(2 * length - 1 for length in window), num_heads))
     nn.init.trunc_normal_(table, std=0.02)
     return table
 
 
-def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) -> Tensor:
+def expand_table(table: Tensor, window: Grid, table_window: Grid | None = None) -> Tensor:
     """Compute the bias of all pairs of tokens of a window from a table of relative positions.
 
     Args:
@@ -95,7 +95,7 @@ def table_of(layer: nn.Module) -> Tensor:
 
 
 @with_fast_path("position_bias")
-def position_bias(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
+def position_bias(layer: nn.Module, window: Grid, table_window: Grid) -> Tensor:
     """:func:`expand_table` of a layer's ``relative_position_bias_table``."""
     return expand_table(table_of(layer), window, table_window)
 

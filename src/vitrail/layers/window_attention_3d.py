@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.layers.attention import Attention, AttentionOptions
 from vitrail.layers.modes import known
 from vitrail.layers.patch_merging import PatchMerging
-from vitrail.layers.shapes import product
+from vitrail.layers.relative_position import position_bias, relative_table
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import Grid, TokenLayout
 from vitrail.layers.windows import (
     merge_windows,
     partition_windows,
-    same_region,
     shift_map,
     unshift_map,
+    window_mask,
     window_padding,
 )
 
@@ -52,9 +51,7 @@ class WindowAttention3d(Attention):
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias, **options)
         self.window, self.shift, self.mask_padding = window, shift, mask_padding
-        offsets = product([2 * length - 1 for length in window])
-        self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, num_heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.relative_position_bias_table = relative_table(window, num_heads)
 
     @one_node
     def forward(  # type: ignore[override]  # maps, as of Swin's attention
@@ -76,45 +73,12 @@ class WindowAttention3d(Attention):
 
     def _bias(self, grid: Grid, padding: Grid, window: Grid, shift: Grid) -> Tensor:
         """Compute the bias of relative positions and of the mask, shape ``(1 or windows, heads, n, n)``."""
-        device = self.relative_position_bias_table.device
-        index = relative_position_index_3d(window, self.window, device)
-        bias = self.relative_position_bias_table[index].permute(2, 0, 1)[None]
+        bias: Tensor = position_bias(self, window, self.window)
         masked = self.mask_padding and not all(known(count == 0) for count in padding)
         if not any(shift) and not masked:
             return bias
-        regions = _regions(grid, padding, shift, masked, device)
-        allowed = same_region(partition_windows(regions[None, ..., None], window).squeeze(-1))
-        return bias.masked_fill(~allowed[:, None], float("-inf"))
-
-
-def relative_position_index_3d(window: Grid, table_window: Grid, device: torch.device | None = None) -> Tensor:
-    """Compute the row of a bias table for each pair of tokens of a window.
-
-    Args:
-        window: Times, rows and columns of the window.
-        table_window: Those of the table's window, which may be larger.
-        device: Device of the result.
-
-    Returns:
-        Shape ``(n, n)``, int64; queries by keys.
-    """
-    axes = [torch.arange(length, device=device) for length in window]
-    at = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
-    index = torch.zeros(len(at), len(at), dtype=torch.int64, device=device)
-    for axis, length in enumerate(table_window):
-        index = index * (2 * length - 1) + at[:, None, axis] - at[:, axis] + length - 1
-    return index
-
-
-def _regions(grid: Grid, padding: Grid, shift: Grid, mask_padding: bool, device: torch.device) -> Tensor:
-    """Label the regions of a padded and rolled clip, shape of the padded grid; padding is -1 where it is masked."""
-    labels = torch.zeros((), dtype=torch.int64, device=device)
-    real = torch.ones((), dtype=torch.bool, device=device)
-    for length, more, step in zip(grid, padding, shift, strict=True):
-        index = torch.arange(length + more, device=device)
-        labels = 2 * labels[..., None] + (index >= length + more - step).long()
-        real = real[..., None] & ((index + step) % (length + more) < length)
-    return labels.masked_fill(~real, -1) if mask_padding else labels
+        mask = window_mask(grid, window, shift, masked, bias.device)
+        return bias.masked_fill(mask[:, None], float("-inf"))
 
 
 class SliceMerging(PatchMerging):

@@ -9,6 +9,7 @@ Windows may have any number of axes, with time before height and width for a cli
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -20,7 +21,6 @@ from vitrail.layers.modes import known
 from vitrail.layers.shapes import padding_to_multiple, product
 from vitrail.layers.tap import Grid
 
-Pair = tuple[int, int]
 Kind = Literal["window", "grid"]
 
 
@@ -70,7 +70,7 @@ def merge_windows(windows: Tensor, window: Grid, grid: Grid) -> Tensor:
     return spread.permute(0, *pairs, 2 * axes + 1).reshape(-1, *grid, windows.shape[-1])
 
 
-def partition_grid(x: Tensor, grid_size: Pair) -> Tensor:
+def partition_grid(x: Tensor, grid_size: Grid) -> Tensor:
     """Split a feature map into groups whose tokens are spread evenly over the whole map.
 
     Tokens ``H/gh`` rows and ``W/gw`` columns apart share a group.
@@ -95,7 +95,7 @@ def partition_grid(x: Tensor, grid_size: Pair) -> Tensor:
     return groups.reshape(-1, gh * gw, C)
 
 
-def merge_grid(groups: Tensor, grid_size: Pair, grid: Pair) -> Tensor:
+def merge_grid(groups: Tensor, grid_size: Grid, grid: Grid) -> Tensor:
     """Join spread groups to a feature map; the inverse of :func:`partition_grid`.
 
     Args:
@@ -167,24 +167,8 @@ def unshift_map(x: Tensor, grid: Grid, shift: Grid, pad_after_shift: bool = Fals
     return roll_map(crop_map(x, grid), shift) if pad_after_shift else crop_map(roll_map(x, shift), grid)
 
 
-def padding_regions(grid: Pair, padding: Pair, device: torch.device | None = None) -> Tensor:
-    """Label a padded map: 0 for real tokens, -1 for padding.
-
-    Args:
-        grid: Height and width before padding.
-        padding: Rows and columns appended at the bottom and right.
-        device: Device of the result.
-
-    Returns:
-        Labels, shape ``(H + padding rows, W + padding columns)``, int64.
-    """
-    rows = torch.arange(grid[0] + padding[0], device=device) < grid[0]
-    columns = torch.arange(grid[1] + padding[1], device=device) < grid[1]
-    return (rows[:, None] & columns).long() - 1
-
-
 def shifted_regions(
-    grid: Pair, padding: Pair, shift: Pair, mask_padding: bool = True, device: torch.device | None = None
+    grid: Grid, padding: Grid, shift: Grid, mask_padding: bool = True, device: torch.device | None = None
 ) -> Tensor:
     """Label the regions of a padded map after a roll up and left by ``shift``.
 
@@ -192,24 +176,27 @@ def shifted_regions(
     columns: each combination of rolled and not rolled is a region.
 
     Args:
-        grid: Height and width before padding.
+        grid: Height and width before padding; times before them for a clip.
         padding: Rows and columns appended at the bottom and right before rolling.
         shift: Rows and columns of the roll.
         mask_padding: Whether the padding is a region of its own (-1), or belongs to where it lies.
         device: Device of the result.
 
     Returns:
-        Labels, shape ``(H + padding rows, W + padding columns)``, int64; 0 to 3 besides the padding.
+        Labels, shape ``(H + padding rows, W + padding columns)``, int64; besides the padding 0 to 3, of a clip 0 to 7.
 
     Source: Liu et al. 2021, arXiv:2103.14030, figure 4.
     """
-    H, W = grid[0] + padding[0], grid[1] + padding[1]
-    row, column = torch.arange(H, device=device), torch.arange(W, device=device)
-    labels = 2 * (row >= H - shift[0]).long()[:, None] + (column >= W - shift[1]).long()
-    if mask_padding and not (known(padding[0] == 0) and known(padding[1] == 0)):
-        real = ((row + shift[0]) % H < grid[0])[:, None] & ((column + shift[1]) % W < grid[1])
-        labels = labels.masked_fill(~real, -1)
-    return labels
+    lengths = [length + count for length, count in zip(grid, padding, strict=True)]
+    at = [torch.arange(length, device=device) for length in lengths]
+    rolled = [(index >= length - step).long() for index, length, step in zip(at, lengths, shift, strict=True)]
+    labels: Tensor = reduce(lambda outer, inner: 2 * outer[..., None] + inner, rolled)
+    if not mask_padding or all(known(count == 0) for count in padding):
+        return labels
+    axes = zip(at, lengths, shift, grid, strict=True)
+    inside = [(index + step) % padded < length for index, padded, step, length in axes]
+    real: Tensor = reduce(lambda outer, inner: outer[..., None] & inner, inside)
+    return labels.masked_fill(~real, -1)
 
 
 def same_region(groups: Tensor) -> Tensor:
@@ -217,7 +204,7 @@ def same_region(groups: Tensor) -> Tensor:
 
     Args:
         groups: Labels of the tokens of each group, shape ``(groups, n)``: regions that were partitioned like
-            the tokens, ``partition_windows(regions[None, :, :, None], window).squeeze(-1)``.
+            the tokens, ``partition_windows(regions[None, ..., None], window).squeeze(-1)``.
 
     Returns:
         True where allowed, shape ``(groups, n, n)``; every row has at least one, the token itself.
@@ -254,20 +241,20 @@ def _check_groups(groups: Tensor, group: Grid, grid: Grid, name: str) -> None:
         )
 
 
-def partition_map(x: Tensor, group: Pair, kind: Kind) -> Tensor:
+def partition_map(x: Tensor, group: Grid, kind: Kind) -> Tensor:
     """Partition a map into windows or grids, shape ``(B * groups, tokens, C)``."""
     return partition_windows(x, group) if kind == "window" else partition_grid(x, group)
 
 
-def merge_map(groups: Tensor, group: Pair, grid: Pair, kind: Kind) -> Tensor:
+def merge_map(groups: Tensor, group: Grid, grid: Grid, kind: Kind) -> Tensor:
     """:func:`merge_windows` or :func:`merge_grid`."""
     return merge_windows(groups, group, grid) if kind == "window" else merge_grid(groups, group, grid)
 
 
 def window_mask(
-    grid: Pair,
-    window: Pair,
-    shift: Pair,
+    grid: Grid,
+    window: Grid,
+    shift: Grid,
     mask_padding: bool,
     device: torch.device | None = None,
     kind: Kind = "window",
@@ -277,7 +264,7 @@ def window_mask(
     Masked scores are minus infinity here; the authors' code of Swin adds -100, which leaves a weight of about 1e-44.
 
     Args:
-        grid: Height and width of the map before padding, in tokens.
+        grid: Height and width of the map before padding, in tokens; times before them for a clip.
         window: Height and width of a window.
         shift: Rows and columns by which the windows are shifted.
         mask_padding: Whether padded tokens are masked as keys.
@@ -291,4 +278,4 @@ def window_mask(
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, figure 4.
     """
     regions = shifted_regions(grid, window_padding(grid, window), shift, mask_padding, device)
-    return ~same_region(partition_map(regions[None, :, :, None], window, kind).squeeze(-1))
+    return ~same_region(partition_map(regions[None, ..., None], window, kind).squeeze(-1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from vitrail.explain.capture.groups import group_members
 from vitrail.explain.capture.record import CapturedMixing
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions, window_mask
+from vitrail.layers.windows import partition_map, shifted_regions, window_mask
 from vitrail.models.base import VisionModel
 
 Pair = tuple[int, int]
@@ -80,15 +79,12 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     """
     assert layout.query_grid is not None
     assert layout.window is not None
+    assert layout.kind in ("window", "grid")
     grid = layout.query_grid
-    if layout.kind == "window":
-        partition: Callable[[Tensor, Pair], Tensor] = partition_windows
-        regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding)
-    else:
-        partition = partition_grid
-        regions = padding_regions(grid, layout.padding)
+    # The padding of grids is always masked.
+    regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding or layout.kind == "grid")
     members = group_members(layout)
-    labels = partition(regions[None, :, :, None], layout.window).squeeze(-1)
+    labels = partition_map(regions[None, ..., None], layout.window, layout.kind).squeeze(-1)
     return Groups(name, layout, stride, members, regions, labels, _mask_of(layout, mask_padding))
 
 
@@ -96,9 +92,9 @@ def _mask_of(layout: TokenLayout, mask_padding: bool) -> Tensor:
     """Compute where a query of a group may not attend to a key, shape ``(groups, n, n)``, without prefix tokens."""
     assert layout.query_grid is not None
     assert layout.window is not None
-    if layout.kind == "window":
-        return window_mask(layout.query_grid, layout.window, layout.shift, mask_padding)
-    return window_mask(layout.query_grid, layout.window, (0, 0), mask_padding=True, kind="grid")
+    assert layout.kind in ("window", "grid")
+    masked = mask_padding or layout.kind == "grid"
+    return window_mask(layout.query_grid, layout.window, layout.shift, masked, kind=layout.kind)
 
 
 def masks_padding(layer: nn.Module) -> bool:

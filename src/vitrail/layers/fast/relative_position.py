@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.layers.fast.dispatch import compiled_on_cpu, eager, fast_path
-from vitrail.layers.relative_position import Pair, expand_by_index, expand_table, relative_position_index, table_of
+from vitrail.layers.relative_position import expand_by_index, expand_table, relative_position_index, table_of
+from vitrail.layers.shapes import product
+from vitrail.layers.tap import Grid
 
 # Of operators that return cached tensors: a CUDA graph must not record them, as they are not part of its memory.
 KEEPS_TENSORS = (torch.Tag.cudagraph_unsafe,)
 
 
 @functools.lru_cache(maxsize=64)
-def _cached_index(window: Pair, device: torch.device, table_window: Pair) -> Tensor:
+def _cached_index(window: Grid, device: torch.device, table_window: Grid) -> Tensor:
     with torch.inference_mode(False):
         return relative_position_index(window, device, table_window)
 
@@ -26,19 +28,18 @@ def _cached_index(window: Pair, device: torch.device, table_window: Pair) -> Ten
 @torch.library.custom_op("vitrail::index_in_table", mutates_args=(), tags=KEEPS_TENSORS)
 def index_in_table(table: Tensor, window: Sequence[int], table_window: Sequence[int]) -> Tensor:
     """Compute :func:`relative_position_index` as an operator opaque to the compiler, on the device of ``table``."""
-    (h, w), (wh, ww) = window, table_window
     # Cloned because Inductor may reuse the buffer in place.
-    return _cached_index((h, w), table.device, (wh, ww)).clone()
+    return _cached_index(tuple(window), table.device, tuple(table_window)).clone()
 
 
 @index_in_table.register_fake
 def _(table: Tensor, window: Sequence[int], table_window: Sequence[int]) -> Tensor:
-    n = window[0] * window[1]
+    n = product(window)
     return table.new_empty(n, n, dtype=torch.int64)
 
 
 @fast_path("position_bias", when=lambda layer, window, table_window: compiled_on_cpu(table_of(layer)))
-def expand_by_operator(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
+def expand_by_operator(layer: nn.Module, window: Grid, table_window: Grid) -> Tensor:
     """Take the index from an operator: Inductor would compute it again for each score."""
     table = table_of(layer)
     return expand_by_index(table, index_in_table(table.detach(), window, table_window))
@@ -49,7 +50,7 @@ class _Expanded:
     """A bias and what it was expanded from."""
 
     table: Tensor
-    window: Pair
+    window: Grid
     bias: Tensor
 
 
@@ -57,7 +58,7 @@ class _Expanded:
 _EXPANDED: weakref.WeakKeyDictionary[nn.Module, _Expanded] = weakref.WeakKeyDictionary()
 
 
-def _is_constant(layer: nn.Module, window: Pair, table_window: Pair) -> bool:
+def _is_constant(layer: nn.Module, window: Grid, table_window: Grid) -> bool:
     table = table_of(layer)
     # Only a parameter: torch.func puts a tensor in its place that stands for others. On other devices than the CPU the
     # comparison of the values would wait for the device.
@@ -66,7 +67,7 @@ def _is_constant(layer: nn.Module, window: Pair, table_window: Pair) -> bool:
 
 
 @fast_path("position_bias", when=_is_constant)
-def expand_once(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
+def expand_once(layer: nn.Module, window: Grid, table_window: Grid) -> Tensor:
     """Reuse the bias for as long as the values of the table do not change, however they are changed."""
     table = table_of(layer)
     cached = _EXPANDED.get(layer)
@@ -83,7 +84,7 @@ def expand_once(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
 
 
 @fast_path("position_bias", when=lambda layer, window, table_window: eager(table_of(layer)))
-def expand_by_cached_index(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
+def expand_by_cached_index(layer: nn.Module, window: Grid, table_window: Grid) -> Tensor:
     """Reuse the index alone."""
     table = table_of(layer)
     return expand_by_index(table, _cached_index(window, table.device, table_window))
