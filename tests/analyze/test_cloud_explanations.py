@@ -221,6 +221,7 @@ def test_labels_of_points_in_words():
     assert PointLabels(labels.predicted, np.full(5, -1), labels.names).describe() == "seat 75%, leg 25%"
 
 
+@pytest.mark.fast_cases("20")
 @pytest.mark.parametrize("number", [3, 10, 12, 20])
 def test_parts_have_a_colour_and_an_entry_each(number):
     points = np.random.default_rng(0).normal(size=(7, 3))

@@ -109,7 +109,6 @@ def test_many_methods_go_on_below():
     assert [len(row) for row in rows] == [7, 7, 4, 4]
     assert [row[0] is None for row in rows] == [False, False, True, True]
     assert [cell.title.split("\n")[0] for cell in rows[2][1:]] == ["f", "g", "h"]
-    draw_cells(rows, labels, RANK)
 
 
 def test_overlay():

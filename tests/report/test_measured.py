@@ -1,6 +1,8 @@
 """What a page says of evaluations: all that was measured, nothing else."""
 
+import functools
 import json
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -27,16 +29,29 @@ CLASSES = ["NA", "b", "c"]
 
 def _make(place, seed=0, images=80, val=40, classes=CLASSES):
     run = RunFolder(place)
-    run.path.mkdir(parents=True)
-    run.write_json(run.card, {"classes": classes})
-    rng = np.random.default_rng(seed)
-    for name, count in (("val", val), ("test", images)):
-        targets = rng.integers(0, len(classes), count)
-        logits = rng.normal(size=(count, len(classes))).astype(np.float32)
-        logits[np.arange(count), targets] += 1
-        run.write_predictions(name, range(count), [f"{i}.png" for i in range(count)], targets.tolist(), logits, logits)
-    folder, _ = evaluate_saved(run, intervals=Intervals(resamples=100))
-    return Evaluation.read(run, folder)
+    folder, files = _evaluated(seed, images, val, tuple(classes))
+    for name, content in files.items():
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_bytes(content)
+    return Evaluation.read(run, run.path / folder)
+
+
+@functools.cache
+def _evaluated(seed, images, val, classes):
+    """Evaluate predictions; return the folder of the evaluation and the content of all files of the run."""
+    with tempfile.TemporaryDirectory() as place:
+        run = RunFolder(place)
+        run.write_json(run.card, {"classes": list(classes)})
+        rng = np.random.default_rng(seed)
+        for name, count in (("val", val), ("test", images)):
+            targets = rng.integers(0, len(classes), count)
+            logits = rng.normal(size=(count, len(classes))).astype(np.float32)
+            logits[np.arange(count), targets] += 1
+            paths = [f"{i}.png" for i in range(count)]
+            run.write_predictions(name, range(count), paths, targets.tolist(), logits, logits)
+        folder, _ = evaluate_saved(run, intervals=Intervals(resamples=100))
+        files = {file.relative_to(place): file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+        return folder.relative_to(place), files
 
 
 @pytest.fixture(scope="module")
