@@ -82,7 +82,7 @@ def claims(differences: Array) -> tuple[float, float]:
 
 
 def false_claims(rng: np.random.Generator, repeats: int) -> Iterator[dict[str, Any]]:
-    """The highest and mean rate over all other settings, for each number of seeds and images."""
+    """Tabulate the highest and mean rate over all other settings, for each number of seeds and images."""
     for seeds, images in itertools.product(SEEDS, IMAGES):
         rates = np.array(
             [
@@ -104,7 +104,7 @@ def power(rng: np.random.Generator, repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def over_folds(rng: np.random.Generator, repeats: int) -> Iterator[dict[str, Any]]:
-    """False claims of cross-validations with few folds."""
+    """Measure false claims of cross-validations with few folds."""
     for folds, total in itertools.product((2, 3, 4, 5), (10, 20, 50, 100)):
         rates = []
         for accuracy, sd, kind in itertools.product(ACCURACIES, SEED_SDS, KINDS):
@@ -158,7 +158,7 @@ def coverage(rng: np.random.Generator, repeats: int) -> Iterator[dict[str, Any]]
 
 
 def _mean_of_one(held: list[list[float]]) -> Array:
-    """A class of one image has no interval of its average precision."""
+    """Average over classes but those of one image, which have no interval of average precision."""
     means: Array = np.array(held, dtype=float)
     return np.array([np.nanmean(column) if np.isfinite(column).any() else np.nan for column in means.T])
 

@@ -33,7 +33,7 @@ KEY = ["model", "method", "size", "batch"]
 
 
 def make_step(model_name: str, method: str, size: int, batch: int) -> Step:
-    """A forward pass ("forward") or an explanation, as a function without arguments."""
+    """Return a forward pass ("forward") or an explanation, as a function without arguments."""
     torch.manual_seed(0)
     model = create_model(model_name).eval()
     inputs = [torch.randn(batch, stream.chans, size, size) for stream in model.streams]
@@ -48,7 +48,7 @@ def make_step(model_name: str, method: str, size: int, batch: int) -> Step:
 
 
 def measure(name: str, methods: list[str], size: int, batch: int, rounds: int) -> list[dict]:
-    """A row for the forward pass and one for each method."""
+    """Measure the forward pass and each method, a row each."""
     every = ["forward", *methods]
     device = torch.device("cpu")
     times = alternate([make_step(name, method, size, batch) for method in every], device, rounds)
@@ -91,7 +91,7 @@ def add(file: Path, rows: list[dict]) -> pd.DataFrame:
 
 
 def write_page(table: pd.DataFrame, file: Path) -> None:
-    """The table as a page, with the targets."""
+    """Format the table as a page, with the targets."""
     lines = [
         "# What explaining costs", "",
         f"Recorded on {', '.join(sorted(set(table['machine'])))} by `python benchmarks/explain.py`.", "",

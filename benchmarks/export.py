@@ -47,7 +47,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build(name: str, settings: dict[str, Any] | None = None) -> TrainedModel:
-    """A model with random weights, as a run's."""
+    """Build a model with random weights, as a run's."""
     torch.manual_seed(0)
     model = create_model(name, num_classes=CLASSES, **(settings or {})).eval()
     with torch.no_grad():

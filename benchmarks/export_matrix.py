@@ -118,7 +118,7 @@ def _batches(model: Any, size: str) -> Any:
 
 
 def _run(model: Any, batch: Any) -> dict[str, Any]:
-    """Outputs of the run in eager mode, its heatmaps by vitrail.explain."""
+    """Compute the outputs of the run in eager mode, its heatmaps by vitrail.explain."""
     from vitrail.deploy.exported import heatmap_of
     from vitrail.explain import explain
 

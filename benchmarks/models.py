@@ -107,7 +107,7 @@ def measure_scaling(arguments: argparse.Namespace, plan: Plan) -> Iterator[dict]
 
 
 def read(file: Path) -> pd.DataFrame:
-    """A table that :func:`add` wrote."""
+    """Read a table that :func:`add` wrote."""
     table = pd.read_csv(file, dtype={"precision": str, "against": str})
     return table.fillna({"against": ""})
 
@@ -121,7 +121,7 @@ def add(file: Path, row: dict, key: list[str]) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The machine and the versions, in a line."""
+    """Describe the machine and the versions, in a line."""
     versions = [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
     for name in ("timm", "torchvision"):
         try:
@@ -197,7 +197,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_page(folder: Path, stem: str) -> None:
-    """The page, from the tables that there are."""
+    """Write the page from the existing tables."""
     page = folder / f"{stem}.md"
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     tried = old[old.index(TRIED) :] if TRIED in old else ""

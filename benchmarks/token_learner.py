@@ -99,14 +99,14 @@ class Contender:
 
 
 def load(name: str, epochs: int) -> Recipe:
-    """A recipe of the pair, for another number of epochs."""
+    """Return a recipe of the pair, for another number of epochs."""
     recipe = load_run_recipe(RECIPES / f"{name}.yaml")
     trainer = dataclasses.replace(recipe.trainer, max_epochs=epochs, warmup_epochs=min(3, epochs / 4))
     return dataclasses.replace(recipe, trainer=trainer)
 
 
 def with_learner(base: Recipe, layer: int, tokens: int) -> Recipe:
-    """The base with a TokenLearner."""
+    """Return the base with a TokenLearner."""
     settings = {**base.model.settings, "token_learner": {"num_tokens": tokens, "layer": layer}}
     return dataclasses.replace(base, model=dataclasses.replace(base.model, settings=settings))
 
@@ -160,7 +160,7 @@ def equality(differences: np.ndarray, margin: float) -> str:
 
 
 def sweep(steps: int, rounds: int) -> pd.DataFrame:
-    """The ratio for every layer and number of tokens, each timed in turn with the base in every round."""
+    """Measure the ratio for every layer and number of tokens, each timed in turn with the base in every round."""
     base = load("vit", 1000)
     contenders = {(layer, tokens): with_learner(base, layer, tokens) for layer in LAYERS for tokens in TOKENS}
     trained = {key: Contender(recipe, 0) for key, recipe in contenders.items()}
@@ -206,7 +206,7 @@ def draw(pair: pd.DataFrame, grid: pd.DataFrame, path: Path) -> None:
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """A table as Markdown."""
+    """Format a table as Markdown."""
     cells = [
         [f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)
     ]
@@ -215,7 +215,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
 
 
 def write_results(pair: pd.DataFrame, grid: pd.DataFrame, equal: str, command: str, rounds: str, out: Path) -> None:
-    """The page, its two tables and its picture."""
+    """Write the page, its two tables and its picture."""
     means = pair.groupby("model")[["accuracy", "iterations_per_second", "ratio"]].mean()
     environment = describe_environment(0)
     text = (

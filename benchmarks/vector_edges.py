@@ -30,19 +30,19 @@ CASES = ((8, 256, 20, 21, 21), (4, 1024, 20, 21, 42), (32, 128, 8, 1, 32))
 
 
 def run_fast(layer: VNEdgeConv, x: Tensor, index: Tensor) -> Tensor:
-    """The layer as it is."""
+    """Run the layer as it is."""
     out: Tensor = layer(x, index)
     return out
 
 
 def run_plain(layer: VNEdgeConv, x: Tensor, index: Tensor) -> Tensor:
-    """The layer without fast paths."""
+    """Run the layer without fast paths."""
     with without_fast_paths():
         return run_fast(layer, x, index)
 
 
 def run_published(layer: VNEdgeConv, x: Tensor, index: Tensor) -> Tensor:
-    """The same steps in the layout ``(B, C, 3, N, k)``."""
+    """Run the same steps in the layout ``(B, C, 3, N, k)``."""
     neighbours = take_neighbours(x, index)
     centres = x[:, :, None].repeat(1, 1, index.shape[2], 1, 1)
     edges = torch.cat([neighbours - centres, centres], dim=-1).permute(0, 4, 3, 1, 2).contiguous()

@@ -34,14 +34,14 @@ LOSSLESS = 40_000
 
 
 def commands(page: str) -> list[str]:
-    """The `vitrail` commands of a page, in order, continued lines joined."""
+    """Return the `vitrail` commands of a page, in order, continued lines joined."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.startswith("vitrail ")]
 
 
 def pictures(page: str) -> list[str]:
-    """The pictures that a page shows, as paths from the page."""
+    """Return the pictures that a page shows, as paths from the page."""
     return re.findall(r"!\[[^\]]*\]\((images/[^)]+)\)", page)
 
 

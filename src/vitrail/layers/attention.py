@@ -53,7 +53,7 @@ def attend(
         k: Keys, shape ``(B, heads, M, d)``, or ``(B, G, heads, M, d)``.
         v: Values, shape ``(B, heads, M, e)``, or ``(B, G, heads, M, e)``.
         tap: Receives the weights while armed, those of groups as ``(B * G, heads, N, M)``; without dropout.
-        layout: What the rows and columns of the weights are.
+        layout: Layout of the rows and columns of the weights.
         bias: Added before the softmax, broadcast to ``(B, heads, N, M)``, or one for each group, ``(G, heads or
             1, N, M)``; minus infinity masks a key.
         dropout: Probability of zeroing a weight.
@@ -159,7 +159,7 @@ class Attention(nn.Module):
 
         Args:
             x: Tokens, shape ``(B, N, C)``, or ``(B, G, N, C)`` for G groups of tokens in each image.
-            layout: What the groups are, for the tap.
+            layout: Layout of the groups, for the tap.
             bias: Added before the softmax, as for :func:`attend`.
             rotation: Rotary positions of the tokens after the prefix.
 

@@ -39,7 +39,7 @@ class DropPath(nn.Module):
 
 
 def drop_path_schedule(rate: float, depth: int) -> list[float]:
-    """Rates that grow linearly from 0 at the first block to ``rate`` at the last (section 3 of the paper)."""
+    """Return rates that grow linearly from 0 at the first block to ``rate`` at the last (section 3)."""
     if depth <= 1:
         return [rate] * depth
     return [rate * i / (depth - 1) for i in range(depth)]

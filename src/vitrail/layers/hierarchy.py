@@ -173,7 +173,7 @@ class HierarchicalEncoder(nn.Module):
         return self.levels_of(self.patch_embed(x), count)
 
     def levels_of(self, tokens: Tensor, count: int | None = None) -> list[Tensor]:
-        """As :meth:`levels`, from patches ``(B, H, W, C)`` that have no positions yet."""
+        """Run as :meth:`levels`, from patches ``(B, H, W, C)`` that have no positions yet."""
         tokens = self.pos_drop(add_positions(tokens, self.pos_embed, self.grid))
         levels: list[Tensor] = []
         for stage in list(self.stages)[:count]:

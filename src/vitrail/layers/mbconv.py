@@ -51,7 +51,7 @@ def edge_padding(length: int, stride: int, same: bool) -> tuple[int, int]:
     """Compute the padding before and after an axis for a kernel of 3; the output has length ``ceil(length / stride)``.
 
     Args:
-        length: Of the axis.
+        length: Length of the axis.
         stride: 1 or 2.
         same: TensorFlow's rule, by which an even length at stride 2 gets its only zero at the end.
     """

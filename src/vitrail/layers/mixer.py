@@ -53,7 +53,7 @@ def call_mixer(mixer: nn.Module, x: Tensor, *layout: Any, rotation: Tensor | Non
 
 
 def _takes_layout(kind: type[nn.Module], count: int) -> bool:
-    """Whether a mixer's ``forward`` takes the layout beside the tokens.
+    """Return whether a mixer's ``forward`` takes the layout beside the tokens.
 
     Raises:
         ConfigError: It takes neither the tokens alone nor the tokens and the layout.

@@ -26,7 +26,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def in_transform() -> bool:
-    """Whether torch.func or forward-mode differentiation carries derivatives or batches along.
+    """Return whether torch.func or forward-mode differentiation carries derivatives or batches along.
 
     Tensors then look plain and stand for others: no value may be cached or read, results cannot be written into given
     memory, vmap knows one memory format, and fused kernels lack rules.
@@ -37,7 +37,7 @@ def in_transform() -> bool:
 
 
 def in_graph(x: Tensor) -> bool:
-    """Whether ``x`` is traced or stands for another tensor, so that no value of it may be cached."""
+    """Return whether ``x`` is traced or stands for another tensor, so that no value of it may be cached."""
     return (
         torch.compiler.is_compiling()
         or bool(torch._C._get_tracing_state())
@@ -47,7 +47,7 @@ def in_graph(x: Tensor) -> bool:
 
 
 def in_compiler() -> bool:
-    """Whether torch.compile makes a graph, which may call custom operators.
+    """Return whether torch.compile makes a graph, which may call custom operators.
 
     Not an exported one: programs of torch.export hold torch's own operators alone.
     """
@@ -55,7 +55,7 @@ def in_compiler() -> bool:
 
 
 def known(condition: bool) -> bool:
-    """Whether a condition on sizes holds; while a graph for dynamic sizes is traced, whether it always does.
+    """Return whether a condition on sizes holds; while a graph for dynamic sizes is traced, whether it always does.
 
     Asked in this way, a condition that depends on the size does not specialise the graph.
     """
@@ -67,7 +67,7 @@ def known(condition: bool) -> bool:
 
 
 def is_dynamic(length: int) -> bool:
-    """Whether a length may differ at the next call of the graph that torch.compile makes."""
+    """Return whether a length may differ at the next call of the graph that torch.compile makes."""
     if in_compiler():
         from torch.fx.experimental.symbolic_shapes import has_static_value
 

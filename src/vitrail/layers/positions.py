@@ -258,7 +258,7 @@ def resample_space_time(table: Tensor, old_grid: Grid, new_grid: Grid, num_prefi
     Args:
         table: Positions, shape ``(1, num_prefix + T * H * W, C)`` for the old grid, in the order time, row, column.
         old_grid: T, H and W of the table.
-        new_grid: Those of the new grid.
+        new_grid: T, H and W of the new grid.
         num_prefix: Positions of prefix tokens, at the start, which stay.
 
     Returns:

@@ -96,7 +96,7 @@ def table_of(layer: nn.Module) -> Tensor:
 
 @with_fast_path("position_bias")
 def position_bias(layer: nn.Module, window: Grid, table_window: Grid) -> Tensor:
-    """:func:`expand_table` of a layer's ``relative_position_bias_table``."""
+    """Expand the ``relative_position_bias_table`` of a layer, as :func:`expand_table`."""
     return expand_table(table_of(layer), window, table_window)
 
 

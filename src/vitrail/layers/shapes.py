@@ -26,7 +26,7 @@ def to_pair(size: int | tuple[int, int] | list[int], name: str = "size") -> tupl
 
 
 def divide_up(length: int, by: int) -> int:
-    """The quotient rounded up, for lengths of 0 and more.
+    """Divide and round up, for lengths of 0 and more.
 
     torch.compile proves of this form, and not of others, that it is positive for every length, and simplifies it where
     it is divided again.

@@ -51,7 +51,7 @@ def resolve_annotations(function: Function) -> Function:
 
 
 def is_symbolic(value: object) -> bool:
-    """Whether a value is a proxy in a graph that torch.fx records."""
+    """Return whether a value is a proxy in a graph that torch.fx records."""
     return issubclass(type(value), Proxy)
 
 

@@ -88,6 +88,6 @@ class AttentionTap:
 
 
 def named_taps(module: nn.Module) -> dict[str, AttentionTap]:
-    """The taps of a module and of all modules in it, by the names of the layers that own them."""
+    """Return the taps of a module and of all modules in it, by the names of the layers that own them."""
     taps = {name: getattr(layer, "tap", None) for name, layer in module.named_modules()}
     return {name: tap for name, tap in taps.items() if isinstance(tap, AttentionTap)}

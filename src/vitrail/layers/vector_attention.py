@@ -129,7 +129,7 @@ class VNBlock(nn.Module):
         mlp_ratio: Hidden channels of the MLP over ``dim``.
         drop_path: Probability of dropping a branch.
         num_coords: Coordinates of a vector.
-        negative_slope: Of the MLP's activation.
+        negative_slope: Negative slope of the MLP's activation.
         attn_drop: Dropout rate of the attention weights in training.
     """
 

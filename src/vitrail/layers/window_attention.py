@@ -59,7 +59,7 @@ def fit_window(
 
 
 def _is_longer(length: int, window: int) -> int:
-    """1 or 0; in a graph for dynamic sizes a formula of the length, which does not specialise the graph."""
+    """Return 1 or 0; for dynamic sizes a formula of the length, which does not specialise the graph."""
     if known(length > window) or known(length <= window):
         return int(length > window)
     # Of quotients alone: engines lack torch's sym_min and sym_max.
@@ -72,7 +72,7 @@ def masked_bias(bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) ->
     Args:
         bias: Shape ``(1, heads, n, n)``, or None.
         mask: True where a query may not attend to a key, shape ``(windows, n, n)``, or None.
-        dtype: Of the result without a bias.
+        dtype: Type of the result without a bias.
 
     Returns:
         Bias with minus infinity at masked pairs, shape ``(windows, heads or 1, n, n)``; ``bias`` without a mask.

@@ -122,7 +122,7 @@ def count_groups(grid: Grid, group: Grid) -> int:
 
 
 def window_padding(grid: Grid, window: Grid) -> Grid:
-    """Rows and columns to append so that ``grid`` becomes a multiple of ``window``."""
+    """Count the rows and columns to append so that ``grid`` becomes a multiple of ``window``."""
     return tuple(padding_to_multiple(length, size) for length, size in zip(grid, window, strict=True))
 
 
@@ -163,7 +163,7 @@ def shift_map(x: Tensor, padding: Grid, shift: Grid, pad_after_shift: bool = Fal
 
 
 def unshift_map(x: Tensor, grid: Grid, shift: Grid, pad_after_shift: bool = False) -> Tensor:
-    """The inverse of :func:`shift_map`, to a map of size ``grid``."""
+    """Invert :func:`shift_map`, to a map of size ``grid``."""
     return roll_map(crop_map(x, grid), shift) if pad_after_shift else crop_map(roll_map(x, shift), grid)
 
 
@@ -247,7 +247,7 @@ def partition_map(x: Tensor, group: Grid, kind: Kind) -> Tensor:
 
 
 def merge_map(groups: Tensor, group: Grid, grid: Grid, kind: Kind) -> Tensor:
-    """:func:`merge_windows` or :func:`merge_grid`."""
+    """Merge windows or grids into a map, the inverse of :func:`partition_map`."""
     return merge_windows(groups, group, grid) if kind == "window" else merge_grid(groups, group, grid)
 
 

@@ -32,12 +32,12 @@ class VisionModel(Pooling):
     give the reason why the model cannot, empty where it can.
 
     Attributes:
-        modality: What the inputs are.
-        key_maps: How to read the checkpoints of other libraries, the family's own first.
+        modality: Modality of the inputs.
+        key_maps: Rules that read the checkpoints of other libraries, the family's own first.
         input_kernels: Convolutions that see the bands, by the name of their weight.
         stream_prefixes: For a family of several streams, what their keys begin with, by stream.
         not_decayed: Last parts of the names of parameters without weight decay, besides biases and norms.
-        name: What the model was created as, a variant or a family.
+        name: Name as for ``create_model``, a variant or a family.
         num_features: Width of what the classifier sees.
         num_prefix: Class and other tokens before those of the patches.
         feature_info: The levels that :meth:`forward_intermediates` can return, in order.
@@ -65,7 +65,7 @@ class VisionModel(Pooling):
             resolve_annotations(cls.forward)
 
     def mixers(self) -> list[str]:
-        """Names of the modules in which blocks mix tokens, in the order of the blocks.
+        """Name the modules in which blocks mix tokens, in the order of the blocks.
 
         Of each block in a container ``blocks`` those children whose names begin with ``attn``; a block without such a
         child stands for itself.
@@ -100,7 +100,7 @@ class VisionModel(Pooling):
 
     @abstractmethod
     def forward_features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Tokens after the last norm: ``(B, N, C)``, ``(B, H, W, C)`` or ``(B, C, H, W)``, as the family has them."""
+        """Compute the tokens after the last norm: ``(B, N, C)``, ``(B, H, W, C)`` or ``(B, C, H, W)``, by family."""
 
     @property
     def ends(self) -> tuple[Ends, ...]:
@@ -113,7 +113,7 @@ class VisionModel(Pooling):
 
     @abstractmethod
     def embed(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        """The first tokens of each stream, ``(B, H, W, C)``, before positions are added.
+        """Embed the inputs: the first tokens of each stream, ``(B, H, W, C)``, before positions are added.
 
         Between this and :meth:`forward_embedded`, which together are the model without its head, tokens can be
         replaced: masked image modelling does so. Inputs are those of :meth:`forward`; none may be left out.
@@ -128,22 +128,22 @@ class VisionModel(Pooling):
         """
 
     def mask_unit(self) -> Grid:
-        """Size in pixels of the smallest part of the input that :meth:`forward_visible` can leave out.
+        """Return the size in pixels of the smallest part of the input that :meth:`forward_visible` can leave out.
 
         The first tokens' stride, unless a family leaves out larger parts (windows).
         """
         return self.ends[0].first_stride
 
     def lacks_visible(self) -> str:
-        """Reason why :meth:`forward_visible` is not possible; empty where it is."""
+        """Return the reason why :meth:`forward_visible` is not possible; empty where it is."""
         return f"{type(self).__name__} runs on whole grids of tokens"
 
     def lacks_grid(self) -> str:
-        """Reason why the last tokens form no grid, with the remedy; empty where they do."""
+        """Return the reason why the last tokens form no grid, with the remedy; empty where they do."""
         return "" if self.ends else f"the last tokens of this {type(self).__name__} form no grid"
 
     def lacks_positions(self) -> str:
-        """Reason why no layer with attention works on tokens of a grid; empty where one does."""
+        """Return the reason why no layer with attention works on tokens of a grid; empty where one does."""
         return ""
 
     def forward_visible(self, embedded: Tensor, keep: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class VisionModel(Pooling):
         return output if self.channels_first else output.movedim(-1, 1)
 
     def reads_level(self, index: int) -> bool:
-        """Whether the logits depend on the patches of a level; not where only a class token is read after it."""
+        """Return whether the logits depend on the patches of a level; not where only a class token is read after it."""
         return True
 
     @abstractmethod
@@ -248,7 +248,7 @@ class VisionModel(Pooling):
         Args:
             inputs: One tensor for each of :attr:`streams`.
             wanted: Indices of the wanted levels.
-            stop: How many levels to run; None for the whole model without its head.
+            stop: Number of levels to run; None for the whole model without its head.
 
         Returns:
             The features of :meth:`forward_features`, or with ``stop`` those so far; the wanted levels, before any norm.
@@ -271,7 +271,7 @@ class VisionModel(Pooling):
         return False
 
     def lacks_merging(self) -> str:
-        """Reason why blocks cannot merge tokens; empty where they can."""
+        """Return the reason why blocks cannot merge tokens; empty where they can."""
         reasons: Mapping[str, str] = getattr(type(self.config), "absent", {})
         return reasons.get("token_merging", f"the blocks of a {type(self).__name__} need all of their tokens")
 
@@ -334,12 +334,12 @@ class VisionModel(Pooling):
         self.norm = nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that should not decay besides biases and norms (positions, class tokens)."""
+        """Name the parameters without weight decay besides biases and norms (positions, class tokens)."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.not_decayed}
 
     @abstractmethod
     def layer_groups(self) -> list[list[str]]:
-        """Names of all parameters in groups from the input to the head, for layer-wise learning rates."""
+        """Group the names of all parameters from the input to the head, for layer-wise learning rates."""
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
@@ -371,7 +371,7 @@ class VisionModel(Pooling):
 
     @classmethod
     def first_width(cls, config: Any) -> int | None:
-        """Channels of the first tokens that a config asks for; None where the config does not show it.
+        """Return the channels of the first tokens by a config; None where the config does not show it.
 
         Recognising a checkpoint skips the variants of another width.
         """
@@ -380,7 +380,7 @@ class VisionModel(Pooling):
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Settings that can be read off a checkpoint, to recognise what it was made for.
+        """Read the settings that a checkpoint shows, to recognise the model that it was made for.
 
         Args:
             state: Tensors by our names.
@@ -421,7 +421,7 @@ class VisionModel(Pooling):
         return {}
 
     def level_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Which levels of :attr:`feature_info` are wanted.
+        """Resolve the indices of the wanted levels of :attr:`feature_info`.
 
         Args:
             indices: Their numbers (negative ones count from the end), how many of the last, or None for all.

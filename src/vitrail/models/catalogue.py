@@ -26,7 +26,7 @@ CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 
 
 def describe_family(family: Family) -> FamilyFacts:
-    """What the variants of a family share, from its config class and its model's documentation.
+    """Describe the shared facts of a family's variants, from its config class and its model's documentation.
 
     Args:
         family: The family.
@@ -40,7 +40,7 @@ def describe_family(family: Family) -> FamilyFacts:
 
 
 def describe_variant(name: str) -> Variant:
-    """What a variant is and costs, from building it and walking one image through it.
+    """Describe a variant and its cost: build it and walk one image through it.
 
     Args:
         name: The variant's name.
@@ -67,7 +67,7 @@ def describe_variant(name: str) -> Variant:
 
 
 def _results(family: Family, name: str) -> Iterator[Result]:
-    """Published accuracies of a variant, that of ImageNet-1k alone first."""
+    """List the published accuracies of a variant, that of ImageNet-1k alone first."""
     found = [
         Result(table.pretraining, table.top1[name], table.source) for table in family.results if name in table.top1
     ]
@@ -87,12 +87,12 @@ def build_catalogue(foreign: bool = False) -> Catalogue:
 
 
 def is_foreign(family: Family) -> bool:
-    """Whether a family is from outside of this package."""
+    """Return whether a family is from outside of this package."""
     return family.build.__module__.partition(".")[0] != "vitrail"
 
 
 def _parts(steps: Sequence[Step]) -> list[Part]:
-    """Steps that hold or compute something, runs of equal ones as one part."""
+    """Collect the steps that hold or compute something, runs of equal ones as one part."""
     runs: list[list[Step]] = []
     for step in steps:
         if not step.parameters and not step.multiply_adds:
@@ -119,7 +119,7 @@ def _cost(step: Step) -> tuple[Any, ...]:
 
 
 def _own_first(config: type[Any]) -> list[dataclasses.Field[Any]]:
-    """Fields of a config, those that it inherits last."""
+    """List the fields of a config, inherited ones last."""
     own = inspect.get_annotations(config)
     return sorted(dataclasses.fields(config), key=lambda f: f.name not in own)
 
@@ -155,7 +155,7 @@ def _section_docs(kind: type[Any]) -> dict[str, str]:
 
 
 def _prose(text: str) -> str:
-    """Documentation as running text, without its markup."""
+    """Convert documentation to running text, without its markup."""
     return " ".join(text.split()).replace("``", "")
 
 

@@ -15,13 +15,13 @@ from vitrail.layers.shapes import grid_size, to_pair
 def old_grid(
     count: int, patch_size: tuple[int, int], made_for: Mapping[str, Any], prefix: str = ""
 ) -> tuple[int, int] | None:
-    """The grid that a checkpoint's positions were learned for.
+    """Find the grid that a checkpoint's positions were learned for.
 
     Args:
         count: Positions on it.
         patch_size: Height and width of a patch, where the checkpoint's settings do not give it.
         made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
-        prefix: Of the settings' names (``"spectral_"``).
+        prefix: Prefix of the settings' names (``"spectral_"``).
 
     Returns:
         Height and width; where no settings tell them, those of a square. None where there is no such square.
@@ -55,7 +55,7 @@ def fit_positions(
         patch_size: As for :func:`old_grid`.
         made_for: As for :func:`old_grid`.
         prefix: As for :func:`old_grid`.
-        kind: Of the positions, as for :func:`~vitrail.layers.positions.add_position_table`.
+        kind: Kind of the positions, as for :func:`~vitrail.layers.positions.add_position_table`.
         num_prefix: Positions of prefix tokens, at the start of both tables; they stay.
 
     Returns:
@@ -72,19 +72,19 @@ def fit_positions(
 
 
 def count_prefix(state: Mapping[str, Tensor]) -> int:
-    """Class, distillation and register tokens of a checkpoint, by our names."""
+    """Count the class, distillation and register tokens of a checkpoint, by our names."""
     tokens = (state[key] for key in ("cls_token", "dist_token", "reg_token") if key in state)
     return sum(token.shape[1] if token.ndim == 3 else 1 for token in tokens)
 
 
 def embeds_prefix(count: int, state: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint's positions, ``count`` in all, hold those of its prefix tokens before those of a square."""
+    """Return whether a checkpoint's ``count`` positions hold those of its prefix tokens before those of a square."""
     without = count - count_prefix(state)
     return math.isqrt(max(without, 0)) ** 2 == without or math.isqrt(count) ** 2 != count
 
 
 def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The window that a checkpoint's table of relative positions was learned for.
+    """Find the window that a checkpoint's table of relative positions was learned for.
 
     Args:
         count: Rows of the table.
@@ -102,19 +102,19 @@ def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | Non
 
 
 def count_numbered(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of the modules ``prefix.0``, ``prefix.1``, ... in a checkpoint, up to the highest index."""
+    """Count the modules ``prefix.0``, ``prefix.1``, ... in a checkpoint, up to the highest index."""
     indices = {key[len(prefix) + 1 :].partition(".")[0] for key in state if key.startswith(f"{prefix}.")}
     return max((int(index) + 1 for index in indices if index.isdigit()), default=0)
 
 
 def read_width(state: Mapping[str, Tensor], kernel: str, setting: str = "embed_dim") -> dict[str, int]:
-    """Channels that a convolution in a checkpoint returns, under the name of the setting; empty without it."""
+    """Read the output channels of a convolution in a checkpoint, under the setting's name; empty without it."""
     weight = state.get(kernel)
     return {} if weight is None or weight.ndim != 4 else {setting: weight.shape[0]}
 
 
 def read_stages(state: Mapping[str, Tensor], stages: str) -> dict[str, tuple[int, ...]]:
-    """Number of blocks of each of ``stages.0``, ``stages.1``, ... in a checkpoint, as ``depths``; empty without any."""
+    """Count the blocks of ``stages.0``, ``stages.1``, ... in a checkpoint, as ``depths``; empty without any."""
     depths = tuple(count_numbered(state, f"{stages}.{i}.blocks") for i in range(count_numbered(state, stages)))
     return {"depths": depths} if depths and all(depths) else {}
 
@@ -122,7 +122,7 @@ def read_stages(state: Mapping[str, Tensor], stages: str) -> dict[str, tuple[int
 def read_each_stage(
     state: Mapping[str, Tensor], key: str, count: int, setting: str, ndim: int, axis: int
 ) -> dict[str, tuple[int, ...]]:
-    """Length of an axis of one tensor a stage, under the name of the setting; empty unless every stage has the tensor.
+    """Read an axis length of one tensor per stage, under the setting's name; empty unless all stages have it.
 
     Args:
         state: Tensors by our names.

@@ -11,7 +11,7 @@ from vitrail.layers.checks import check_rate
 
 
 def as_config(kind: type[Any], config: Any) -> Any:
-    """A config from its settings as a mapping, as a file of Hugging Face's hub holds them; a config as it is."""
+    """Build a config from a mapping of settings, as files of Hugging Face's hub hold; return a config as it is."""
     return kind(**config) if isinstance(config, Mapping) else config
 
 

@@ -112,7 +112,7 @@ def trace_dataflow(
     Args:
         model: The model; it is run in evaluation mode.
         inputs: One tensor for each stream, on the model's device.
-        depth: How far modules are opened, as for :func:`~vitrail.models.profile.walk`.
+        depth: Depth to which modules are opened, as for :func:`~vitrail.models.profile.walk`.
 
     Returns:
         The graph; consecutive modules of one class and shape are one node.

@@ -25,7 +25,7 @@ class Tiles(NamedTuple):
     offset: Grid
 
     def token_at(self, pixel: Grid, grid: Grid) -> int:
-        """Row-major index on a grid of the position whose tile holds a pixel; the nearest where none does."""
+        """Compute the row-major index of the position whose tile holds a pixel; the nearest where none does."""
         index = 0
         for at, step, first, length in zip(pixel, *self, grid, strict=True):
             index = index * length + min(max((at - first) // step, 0), length - 1)
@@ -79,7 +79,7 @@ class Stream(NamedTuple):
         return (*self.size, self.chans) if self.channels_last else (self.chans, *self.size)
 
     def size_of(self, x: Tensor) -> Grid:
-        """Size of a batch of inputs without its batch and channel dimensions."""
+        """Return the size of a batch of inputs without its batch and channel dimensions."""
         return tuple(x.shape[1:-1] if self.channels_last else x.shape[2:])
 
 
@@ -101,7 +101,7 @@ class LevelTokens(NamedTuple):
     """Tokens at one level of a feature pyramid.
 
     Attributes:
-        map: Those of the grid, shape ``(B, *grid, C)``, ``(B, H, W, C)`` for images.
+        map: Tokens of the grid, shape ``(B, *grid, C)``, ``(B, H, W, C)`` for images.
         prefix: Class and other tokens before the grid, shape ``(B, P, C)``; None without any.
     """
 
@@ -128,6 +128,6 @@ class Ends(NamedTuple):
 
 
 def describe(inputs: Sequence[object]) -> str:
-    """What a model was given, for an error: the shapes of tensors, the types of other things."""
+    """Describe a model's inputs for an error: the shapes of tensors, the types of other things."""
     said = ("None" if x is None else str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
     return " and ".join(said) or "nothing"

@@ -27,21 +27,21 @@ class FeatureLevels(list[FeatureInfo]):
         self.out_indices = tuple(out_indices)
 
     def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
-        """The value of a key at the returned levels, or at the levels ``idx`` of the model."""
+        """Return the value of a key at the returned levels, or at the levels ``idx`` of the model."""
         if isinstance(idx, int):
             return self[idx][key]
         return [self[index][key] for index in (self.out_indices if idx is None else idx)]
 
     def channels(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Channels of the returned levels, or of the levels ``idx`` of the model."""
+        """Return the channels of the returned levels, or of the levels ``idx`` of the model."""
         return self.get("num_chs", idx)
 
     def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Input pixels per position of the returned levels, or of the levels ``idx`` of the model."""
+        """Return the input pixels per position of the returned levels, or of the levels ``idx`` of the model."""
         return self.get("reduction", idx)
 
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Names of the modules that produce the returned levels, or the levels ``idx`` of the model."""
+        """Name the modules that produce the returned levels, or the levels ``idx`` of the model."""
         return self.get("module", idx)
 
 
@@ -54,7 +54,7 @@ class FeatureEncoder(nn.Module):
 
     Attributes:
         feature_info: The levels; ``feature_info.channels()`` are the channels of the returned maps.
-        headless: That loading leaves the classifier of a checkpoint out.
+        headless: True: loading leaves the classifier of a checkpoint out.
 
     Raises:
         ConfigError: A level that the model does not have.

@@ -85,7 +85,7 @@ def reword(text: str, *modalities: Modality, names: Collection[str] = ()) -> str
 
     Args:
         text: Prose; text between backticks remains.
-        modalities: Of the inputs; several different ones are "inputs".
+        modalities: Modalities of the inputs; several different ones are "inputs".
         names: Names of classes, runs and files, which remain.
     """
     kinds = set(modalities)
@@ -112,7 +112,7 @@ class Need(NamedTuple):
 
     Attributes:
         takes: Their modalities.
-        remedy: What to do with others.
+        remedy: Remedy for other modalities.
     """
 
     takes: tuple[Modality, ...]
@@ -164,7 +164,7 @@ def check_need(what: str, modality: Modality, name: str) -> None:
 
     Args:
         what: Verb or option; those that :data:`NEEDS` does not list take every input.
-        modality: Of the inputs.
+        modality: Modality of the inputs.
         name: Model or source that has them.
 
     Raises:

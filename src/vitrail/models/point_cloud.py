@@ -105,11 +105,11 @@ class PointCloudModel(VisionModel):
         return ()
 
     def lacks_grid(self) -> str:
-        """Reason why pre-training by masks is not possible."""
+        """Return the reason why pre-training by masks is not possible."""
         return f"{type(self).__name__} takes points, which lie on no grid"
 
     def lacks_visible(self) -> str:
-        """Reason why :meth:`forward_visible` is not possible."""
+        """Return the reason why :meth:`forward_visible` is not possible."""
         return self.lacks_grid()
 
     def embed(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -153,7 +153,7 @@ class PointCloudModel(VisionModel):
         Args:
             points: Coordinates and attributes, shape ``(B, N, in_chans)``; 0 where there is no point.
             mask: True for real points, shape ``(B, N)``; None where all are.
-            stop: How many levels to run; None for all layers.
+            stop: Number of levels to run; None for all layers.
 
         Returns:
             Features of the points, shape ``(B, N, C)``, and the values of the levels, shape ``(B, N, ...)`` each.

@@ -53,7 +53,7 @@ class Pooling(LibraryProtocol):
         self._num_classes = value
 
     def get_classifier(self) -> nn.Module | None:
-        """The module that gives the logits, also where another has taken its place; None for a family without one."""
+        """Return the module that computes the logits, replaced or not; None for a family without one."""
         module: nn.Module = self
         for name in self.classifier.split("."):
             part = module._modules.get(name)
@@ -143,7 +143,7 @@ class Pooling(LibraryProtocol):
 
         Args:
             num_classes: Width of the logits.
-            global_pool: How tokens are pooled from now on; as they were when not given.
+            global_pool: New pooling of the tokens; unchanged when not given.
 
         Raises:
             ConfigError: A pooling that the family does not have.

@@ -28,7 +28,7 @@ _ENCODER = ("features_only", "out_indices")
 
 
 def model_settings(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """What to give :func:`~vitrail.models.registry.create_model` to build a model again.
+    """Return the arguments of :func:`~vitrail.models.registry.create_model` that build a model again.
 
     Args:
         model: A model of a registered family, an encoder, or a wrapper around one.
@@ -61,7 +61,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, facts: Mapping[str, An
     Args:
         model: The model, an encoder (``features_only=True``), or a wrapper around either.
         folder: Made where there is none; files of the same names are replaced, each whole or not at all.
-        facts: What else model.json is to say, for example ``{"classes": [...], "bands": [...]}``.
+        facts: Further entries of model.json, for example ``{"classes": [...], "bands": [...]}``.
 
     Returns:
         The folder.
@@ -161,7 +161,7 @@ def _encoder_settings(model: nn.Module) -> dict[str, Any]:
 
 
 def _described(place: Location, where: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Name, settings and those of an encoder of what lies there, from model.json or the file's own metadata."""
+    """Read name, settings and those of an encoder from model.json or the file's own metadata."""
     if place.card is not None:
         card = read_card(place.card)
         return card["name"], card["settings"], {key: card[key] for key in _ENCODER if key in card}

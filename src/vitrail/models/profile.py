@@ -53,7 +53,7 @@ class Step:
     Attributes:
         name: The module's or parameter's name in the model; ``"(between)"`` for the rest of the time.
         kind: Its class.
-        what: What it does, in a sentence.
+        what: Purpose of the module, one sentence.
         output_shape: Shape of what it gives (of a parameter, its own); None where nothing came.
         parameters: Its own, each counted at one step only.
         multiply_adds: Its own, for the whole batch.
@@ -70,7 +70,7 @@ class Step:
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """Number of parameters; shared ones count once, buffers (running statistics) do not count.
+    """Count the parameters; shared ones count once, buffers (running statistics) do not count.
 
     Args:
         model: The model, on any device.
@@ -80,12 +80,12 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
 
 
 def example_inputs(model: VisionModel, batch: int = 1, device: torch.device | str | None = None) -> list[Tensor]:
-    """Zeros of the shapes that a model was built for.
+    """Make zeros of the shapes that a model was built for.
 
     Args:
         model: The model.
         batch: Images.
-        device: Where to make them; the model's own when not given.
+        device: Device of the tensors; the model's own when not given.
 
     Returns:
         For each of the model's streams, shape ``(batch, *stream.shape)``.
@@ -95,7 +95,7 @@ def example_inputs(model: VisionModel, batch: int = 1, device: torch.device | st
 
 
 def count_multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-adds of one forward pass in evaluation mode, counted without computing anything.
+    """Count the multiply-adds of one forward pass in evaluation mode, without computing anything.
 
     The model runs on the meta device, where tensors have shapes and no values, so that the largest variant
     costs no memory; the model itself stays as and where it is.
@@ -133,7 +133,7 @@ def walk(
     Args:
         model: The model; it is run in evaluation mode and comes back in the mode it had, without hooks.
         inputs: One tensor ``(B, C, H, W)``, or one for each stream, on the model's device.
-        depth: How far modules are opened. ``"parts"``: down to the attention layers and what stands beside
+        depth: Depth to which modules are opened. ``"parts"``: down to the attention layers and what stands beside
             them, such as norms, MLPs and convolution blocks; ``"blocks"``: no further than blocks. A
             number counts levels: 1 shows the model's own children, each further one opens one level more
             (lists of modules are not levels).
@@ -219,7 +219,7 @@ def _mixes(module: nn.Module) -> bool:
 
 
 def _is_list(module: nn.Module) -> bool:
-    """Whether a module only holds others: its name is neither a step nor a level."""
+    """Return whether a module only holds others: its name is neither a step nor a level."""
     if isinstance(module, nn.Sequential):
         return _mixes(module)
     return type(module).forward is nn.Module.forward
@@ -277,7 +277,7 @@ class _Meter:
 
 @contextmanager
 def _watching(plan: _Plan, meter: _Meter, record: _Record | None = None) -> Iterator[_Meter]:
-    """Hook the plan's modules up to a meter, and to a record if there is one; unhook whatever happens."""
+    """Attach meters and records to the plan's modules as hooks; remove them whatever happens."""
     with ExitStack() as stack:
         for name, module in (*plan.steps.items(), *plan.opened.items()):
             # A step stands where it begins; an opened module, after its parts.
@@ -313,7 +313,7 @@ class _ParameterUse(TorchFunctionMode):
 
     Args:
         parameters: The parameters of interest.
-        record: Where to note it.
+        record: Record of the first uses.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], record: _Record) -> None:
@@ -382,7 +382,7 @@ def _assemble(
 
 
 def _what(module: nn.Module) -> str:
-    """First sentence of a module's documentation."""
+    """Return the first sentence of a module's documentation."""
     if type(module) in _TORCH_MODULES:
         return _TORCH_MODULES[type(module)]
     if type(module).__module__.startswith("torch."):
@@ -405,13 +405,13 @@ def _again(meters: Sequence[_Meter], repeats: int | None) -> bool:
 
 
 def _quickest(meters: Sequence[_Meter]) -> dict[str, float]:
-    """The least time of each step: what it took beyond that was the machine's other work."""
+    """Return the least time of each step: the rest of its time was other load of the machine."""
     names = {name for meter in meters for name in meter.charges}
     return {name: min(meter.charges.get(name, 0.0) for meter in meters) for name in names}
 
 
 def _clock(images: Sequence[Tensor]) -> Callable[[], float]:
-    """A clock that waits for the accelerator, where there is one, before it is read."""
+    """Return a clock that waits for the accelerator, where there is one, before it is read."""
     if images[0].device.type in ("cpu", "meta"):
         return time.perf_counter
 

@@ -34,7 +34,7 @@ class LibraryProtocol(nn.Module, ABC):
 
     @abstractmethod
     def layer_groups(self) -> list[list[str]]:
-        """Names of all parameters in groups from the input to the head, for layer-wise learning rates."""
+        """Group the names of all parameters from the input to the head, for layer-wise learning rates."""
 
     @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:

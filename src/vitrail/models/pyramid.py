@@ -38,7 +38,7 @@ class Pyramid(VisionModel):
         return stages
 
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
+        """Compute the stem's map ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
         return (self._swap(getattr(self, self.stem_name)(x), to_tokens=True),)
 
     def add_positions(self, patches: Tensor) -> Tensor:
@@ -46,11 +46,11 @@ class Pyramid(VisionModel):
         return patches
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """The last stage's map after the norm, ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
+        """Run the stages and the norm, ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
         return (self.norm(self._run(embedded[0], (), None)[0]),)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map after the norm.
+        """Compute the last stage's map after the norm.
 
         Args:
             x: Images, shape ``(B, in_chans, H, W)``.
@@ -89,7 +89,7 @@ class Pyramid(VisionModel):
         return self._swap(x, to_tokens=True), levels
 
     def _swap(self, x: Tensor, to_tokens: bool = False) -> Tensor:
-        """Between maps ``(B, H, W, C)`` and what stages of this family take."""
+        """Permute between maps ``(B, H, W, C)`` and the layout of this family's stages."""
         if not self.channels_first:
             return x
         return x.permute(0, 2, 3, 1) if to_tokens else x.permute(0, 3, 1, 2)
@@ -103,7 +103,7 @@ class Pyramid(VisionModel):
         self.config = dataclasses.replace(self.config, **shorter)
 
     def layer_groups(self) -> list[list[str]]:
-        """Stem, then each block with the downsampling before it, then norm and head."""
+        """Group the stem, then each block with the downsampling before it, then norm and head."""
         groups: list[list[str]] = [[self.stem_name, "pos_embed"]]
         for index, stage in enumerate(self.stage_list):
             prefix = f"{self.stages_name}.{index}"

@@ -49,7 +49,7 @@ class Fit:
     Attributes:
         name: A variant, or a family.
         settings: In which the model must differ from it.
-        report: What loading it does.
+        report: Report of loading it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Input:
 
     Attributes:
         stream: Its name.
-        bands: How many.
+        bands: Number of bands.
         patch_size: Height and width of a patch; None where there are no patches.
         img_size: Height and width of the image; None where the weights do not show it.
     """
@@ -86,19 +86,19 @@ class WeightsFacts:
     """What a checkpoint is.
 
     Attributes:
-        source: Whose names and layout it has; "vitrail" for a file that vitrail wrote.
+        source: Library whose names and layout it has; "vitrail" for a file that vitrail wrote.
         family: Family, or the layer that it is of.
         format: "safetensors", "torch" or "memory".
         num_classes: Width of its logits, 0 without a classifier; None for a layer.
-        inputs: What it was made for.
-        window_size: Of its relative positions; None where it has none.
-        tensors: How many.
+        inputs: Inputs that it was made for.
+        window_size: Window of its relative positions, in tokens; None where it has none.
+        tensors: Number of tensors.
         parameters: Values in them, the running statistics and other buffers among them.
-        bytes: That they take.
+        bytes: Their size in bytes.
         dtypes: Precision -> number of tensors.
         not_finite: Its keys -> values that are infinite or no number.
-        metadata: Of a safetensors file.
-        notes: What was unpacked to find the tensors.
+        metadata: Metadata of a safetensors file.
+        notes: Steps that unpacked the tensors.
         fits: Models it can be loaded into as it is, the nearest variants.
         problem: Why there is none.
         settings: Settings of the family that the tensors show, those that differ from its defaults.
@@ -127,7 +127,7 @@ class WeightsFacts:
     normalization: Normalization = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The facts as plain values, for JSON."""
+        """Convert the facts to plain values, for JSON."""
         content = dataclasses.asdict(self)
         for written, own in zip(content["inputs"], self.inputs, strict=True):
             written["grid"] = own.grid
@@ -150,10 +150,10 @@ class _Found:
 
     Attributes:
         reading: The weights.
-        notes: What to report of their choice.
+        notes: Notes to report on their choice.
         family: The family; None for a layer.
         layer: Name of the layer; empty for a family.
-        key_map: How they are read.
+        key_map: Rules that read them.
         mapped: Tensors by our names.
     """
 
@@ -177,12 +177,12 @@ def recognise(
     """Say what a checkpoint is.
 
     Args:
-        checkpoint: What was read.
+        checkpoint: The checkpoint as read.
         where: Its name, for errors.
-        settings: Of the model that it was made for, where something beside the file tells them.
-        key: Which weights of several, as for :func:`~vitrail.weights.load.load_weights`.
-        options: Of :func:`~vitrail.weights.load.load_weights`, with which each variant is tried.
-        spelling: How errors write the options of their remedies.
+        settings: Settings of the model that it was made for, where something beside the file tells them.
+        key: Path or prefix of the weights of several, as for :func:`~vitrail.weights.load.load_weights`.
+        options: Options of :func:`~vitrail.weights.load.load_weights`, with which each variant is tried.
+        spelling: Spelling of options in the remedies of errors.
 
     Raises:
         WeightsError: It has the names of no family, or several weights could be meant.
@@ -213,7 +213,7 @@ def recognise(
 
 
 def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spelling) -> _Found:
-    """The weights of a family, or of a layer, that a checkpoint holds.
+    """Find the weights of a family, or of a layer, in a checkpoint.
 
     Raises:
         WeightsError: There are none, they are refused with a reason, or several could be meant.
@@ -281,7 +281,7 @@ def _search(
 def _find_family(
     state: State, known: Sequence[tuple[Family, set[str]]], where: str, refusals: list[WeightsError]
 ) -> tuple[Family, KeyMap, State] | None:
-    """The family and layout whose names most keys have, and the tensors by our names; refusals are collected."""
+    """Find the family and layout that match most keys, and the tensors by our names; refusals are collected."""
     best: tuple[Family, KeyMap, State] | None = None
     best_share = _ENOUGH
     for family, names in known:
@@ -305,7 +305,7 @@ def _find_family(
 
 
 def _of_more_axes(family: Family, mapped: State) -> bool:
-    """Whether the kernel of the input has more axes than the family's inputs: a clip's, for a model of images."""
+    """Return whether the input's kernel has more axes than the family's inputs: a clip's, for a model of images."""
     axes = len(family.modality.axes)
     return any(mapped[key].ndim > 2 + axes for key in family.build.input_kernels if key in mapped)
 
@@ -342,7 +342,7 @@ def _try_variants(
 
 
 def _candidates(family: Family, read: Mapping[str, Any]) -> Iterator[tuple[int, str, dict[str, Any], Any]]:
-    """For each variant: settings in which the checkpoint's model is another one, its name, all that differ, config."""
+    """Yield for each variant: number of differing settings, its name, the differing settings, config."""
     for name, base in family.variants.items():
         known = {key: value for key, value in read.items() if key in family.settings}
         try:
@@ -377,7 +377,7 @@ def _try(
 
 
 def _differing(family: Family, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's own settings in which it differs from what its name stands for."""
+    """Return a model's own settings that differ from those of its name."""
     try:
         plain = family.config(**family.variants.get(name, {}))
         config = family.config(**as_tuples(own))

@@ -25,7 +25,7 @@ _BUNDLED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir
 
 
 def list_families(modality: str | None = None) -> dict[str, Family]:
-    """All families by name: those of this package, of other distributions, and those registered in this process.
+    """Return all families by name: of this package, of other distributions, and registered in this process.
 
     Args:
         modality: Families of this modality alone (``"image"``, ``"video"``).
@@ -50,7 +50,7 @@ def list_families(modality: str | None = None) -> dict[str, Family]:
 
 
 def find_family(name: str) -> tuple[Family, dict[str, Any]]:
-    """The family that a family's or variant's name belongs to, and the variant's settings (empty for a family).
+    """Find the family of a family's or variant's name, and the variant's settings (empty for a family).
 
     Raises:
         ConfigError: An unknown name; the message gives the closest.
@@ -66,11 +66,11 @@ def find_family(name: str) -> tuple[Family, dict[str, Any]]:
 
 
 def complete_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of a model, those that are the variant's or the family's defaults too.
+    """Return every setting of a model, with the defaults of the variant and the family.
 
     Args:
         name: A variant or a family.
-        settings: Those that differ.
+        settings: Settings that differ from the variant's or the family's.
 
     Returns:
         Plain values that JSON has.
@@ -84,7 +84,7 @@ def complete_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all variants that a shell pattern matches, sorted.
+    """List the names of all variants that a shell pattern matches, sorted.
 
     Args:
         pattern: For example ``"vit_small*"``; a family's name stands for its variants.

@@ -52,9 +52,9 @@ def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, pre
 
     Args:
         kind: The config's dataclass.
-        settings: Those given.
+        settings: Settings to check, by name.
         owner: The family, for the error.
-        prefix: What the settings are part of, for the error.
+        prefix: Name of the whole that the settings are part of, for the error.
 
     Raises:
         ConfigError: Naming the setting, what it must be and the value.

@@ -59,7 +59,7 @@ def _differing_tensors(model: VisionModel, twin: VisionModel) -> list[str]:
 
 
 def _differing_settings(model: VisionModel, twin: VisionModel) -> list[str]:
-    """Modules of one class with other settings: another epsilon shows in the output no more than rounding does."""
+    """List modules of one class with other settings, such as an epsilon, whose effect is as small as rounding."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
     lines = []
     for name, wanted in twin.named_modules():
@@ -115,7 +115,7 @@ def _agree(found: Any, expected: Any) -> bool:
 
 
 def _first_difference(model: VisionModel, twin: VisionModel) -> str:
-    """The first module, in the order in which they end, whose output is another one."""
+    """Find the first module, in the order in which they end, whose output differs."""
     seen: list[dict[str, Any]] = [{}, {}]
     for network, outputs in zip((twin, model), seen, strict=True):
         with ExitStack() as stack:

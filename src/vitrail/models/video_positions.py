@@ -37,7 +37,7 @@ def fit_video_positions(
     """Resample positions in space and time, apart; those of an image are repeated for each time.
 
     Args:
-        table: What the model has.
+        table: Positions of the model.
         value: Positions of the checkpoint, shape ``(1, N, C)``.
         state: The checkpoint, by our names; a kernel of four dimensions shows an image model.
         made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
@@ -70,7 +70,7 @@ def fit_video_positions(
 
 
 def _old_grid(table: VideoTable, count: int, made_for: Mapping[str, Any]) -> Grid | None:
-    """The grid of a checkpoint's positions, by its settings.
+    """Find the grid of a checkpoint's positions, by its settings.
 
     Without any a clip of another length on the same grid in space, or a square in space at as many times.
     """

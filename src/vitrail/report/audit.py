@@ -27,7 +27,7 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
     """Write the page.
 
     Args:
-        found: What an audit found.
+        found: The audit.
         data: The images that it looked at.
         out: The page.
 
@@ -104,7 +104,7 @@ def _draw(group: DuplicateGroup | LookAlikes, data: ImageData) -> dict[str, Any]
 
 
 def _thumbnail(data: ImageData, row: int) -> str:
-    """An image, or four frames of a clip, as a data URI, with stretched contrast."""
+    """Encode an image, or four frames of a clip, as a data URI, with stretched contrast."""
     images = data.source.load([row])[data.source.first]
     if images.ndim == 5:
         images = square_of_frames(images)

@@ -19,7 +19,7 @@ def audit_brief(found: Audit, place: str) -> list[Answer]:
     """Answer the three questions of a reader for an audit.
 
     Args:
-        found: What it found.
+        found: The audit.
         place: The data.
 
     Returns:
@@ -48,7 +48,7 @@ def _checked(found: Audit, place: str) -> str:
 
 
 def _findings(found: Audit) -> Sequence[tuple[str, str]]:
-    """Each finding with its remedy, the most urgent first."""
+    """List each finding with its remedy, the most urgent first."""
     one_split = [group for group in found.duplicates if not group.leaks and not group.conflicts]
     lacking = {
         split: [name for name, row in found.balance.items() if not row.get(split)]

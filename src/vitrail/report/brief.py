@@ -36,7 +36,7 @@ class Answer:
 
 
 def brief_markdown(answers: Sequence[Answer]) -> str:
-    """The answers as Markdown."""
+    """Format the answers as Markdown."""
     parts = []
     for answer in answers:
         lines = [escaped(line) for line in answer.lines]
@@ -46,11 +46,11 @@ def brief_markdown(answers: Sequence[Answer]) -> str:
 
 
 def per_hundred(share: float, what: str) -> str:
-    """A share as people say it: "about 94 of 100 images"; exact at none and all.
+    """Write a share as a frequency: "about 94 of 100 images"; exact at none and all.
 
     Args:
         share: From 0 to 1.
-        what: What it is a share of, in the plural.
+        what: Name of the whole, in the plural ("images").
     """
     if share in (0, 1):
         return f"none of the {what}" if share == 0 else f"all {what}"
@@ -61,7 +61,7 @@ def per_hundred(share: float, what: str) -> str:
 
 
 def per_hundred_between(low: float, high: float) -> str:
-    """An interval of a share, rounded outwards: "between 91 and 96 of 100".
+    """Write an interval of a share, rounded outwards: "between 91 and 96 of 100".
 
     Args:
         low: Lower end, from 0 to 1.
@@ -72,12 +72,12 @@ def per_hundred_between(low: float, high: float) -> str:
 
 
 def lie(number: int) -> str:
-    """The verb for so many things."""
+    """Return the verb that agrees with a number of things."""
     return "lies" if number == 1 else "lie"
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names in a sentence, the first of them where there are many."""
+    """Join names in a sentence, the first of them where there are many."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""

@@ -37,10 +37,10 @@ class Known:
     """One data set, and the runs that were trained on it.
 
     Attributes:
-        record: What an evaluation wrote of it; what an audit says of the same where there is none.
-        audit: What an audit recorded; None where there was none, or of other images.
+        record: Record by an evaluation; by an audit where there is none.
+        audit: Record by an audit; None where there was none, or of other images.
         part: The first of the runs.
-        names: Of all of them.
+        names: Names of all runs.
         stale: Whether the images are others than the run was trained on.
         stale_audit: Whether there was an audit of other images.
         can_audit: Whether `vitrail data audit` takes its inputs.
@@ -61,10 +61,10 @@ class Known:
 
 
 def data_sections(subjects: Sequence[Subject], show: Show | None = None) -> list[Section]:
-    """A section for each data set that the runs were trained on.
+    """Build a section for each data set that the runs were trained on.
 
     Args:
-        subjects: What is shown side by side; runs that recorded nothing of their data are left out.
+        subjects: Runs or variants side by side; runs that recorded nothing of their data are left out.
         show: Shows images of a run; duplicates are not drawn without it.
 
     Returns:
@@ -134,7 +134,7 @@ def _can_audit(part: Evaluation) -> bool:
 
 
 def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two records are of the same images: by content, or by name where one is of an earlier version."""
+    """Return whether two records are of the same images: by content, or by name where one is of an earlier version."""
     if "listing" in one and "listing" in other:
         return bool(one["fingerprint"] == other["fingerprint"])
     return bool(one.get("listing", one["fingerprint"]) == other.get("listing", other["fingerprint"]))
@@ -211,7 +211,7 @@ def _origin(found: Known) -> str:
 
 
 def _sizes(found: Known, name: str) -> list[tuple[Picture, Figure | None]]:
-    """Height against width, where there are several."""
+    """Plot height against width, where there are several."""
     assert found.audit is not None
     sizes = found.audit["sizes"]
     if len(sizes) < 2:
@@ -230,7 +230,7 @@ def _sizes(found: Known, name: str) -> list[tuple[Picture, Figure | None]]:
 
 
 def _copies(found: Known, name: str, show: Show | None) -> list[tuple[Picture, Figure | None]]:
-    """The first duplicates that matter, as images: across splits, or of several classes."""
+    """Show the first relevant duplicates as images: across splits, or of several classes."""
     assert found.audit is not None
     groups = [g for g in found.audit["duplicates"] if _leaks(g) or _conflicts(g)][:_MOST_GROUPS]
     if not groups or show is None:
@@ -255,7 +255,7 @@ def _copies(found: Known, name: str, show: Show | None) -> list[tuple[Picture, F
 
 
 def _apart(group: dict[str, Any]) -> list[int]:
-    """Numbers of a group's images, the first of each split and class before the others."""
+    """Order the numbers of a group's images, the first of each split and class before the others."""
     kinds = list(zip(group["splits"], group["labels"], strict=True))
     first = [i for i, kind in enumerate(kinds) if kinds.index(kind) == i]
     return [*first, *(i for i in range(len(kinds)) if i not in first)]
@@ -307,7 +307,7 @@ def _tables(found: Known, more: str) -> list[Table]:
 
 
 def _findings(audit: dict[str, Any]) -> pd.DataFrame:
-    """What was looked for, how often it was found, and the first of it."""
+    """Tabulate the checks of an audit: name, number of findings, the first of them."""
     kinds = {kind: [g for g in audit["duplicates"] if g["kind"] == kind] for kind in ("exact", "near")}
     constant = list(dict.fromkeys(key for key, _, _ in audit["constant"]))
     empty = [f"{stream}: {band}" for stream, band in audit["empty_bands"]]

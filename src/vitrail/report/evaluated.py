@@ -28,7 +28,7 @@ class Subject:
     """What a page shows side by side: a run, or a variant with its runs.
 
     Attributes:
-        label: What it is called.
+        label: Name on the page.
         parts: Its evaluated runs.
         kind: "run" or "variant".
     """
@@ -45,7 +45,7 @@ class Subject:
         return f"{self.label} ({on})" if names == self.label else f"{self.label}: {names} ({on})"
 
     def each(self, read: Callable[[Evaluation], T | None]) -> list[T] | None:
-        """Something of each of its runs; None where one of them lacks it."""
+        """Return a value of each of its runs; None where one of them lacks it."""
         found = [value for part in self.parts if (value := read(part)) is not None]
         return found if len(found) == len(self.parts) else None
 
@@ -58,7 +58,7 @@ class LoadedRun:
         folder: Its folder.
         recipe: Its recipe.
         part: Its evaluation.
-        label: What the page calls it.
+        label: Name on the page.
         environment: Content of environment.json.
     """
 
@@ -84,7 +84,7 @@ class LoadedRun:
         return SPLIT_NAMES.get(self.name, self.name)
 
     def details(self) -> dict[str, Any]:
-        """Folder, recipe and environment, for the end of a page."""
+        """Describe folder, recipe and environment, for the end of a page."""
         return {
             "name": self.label,
             "path": str(self.folder.path),
@@ -111,17 +111,17 @@ class Section:
 
 
 def sections_of(shown: Sequence[tuple[Picture, Figure | None]]) -> list[Section]:
-    """A section for each picture, under its title."""
+    """Build a section for each picture, under its title."""
     return [Section(picture.title, [], [(picture, figure)]) for picture, figure in shown]
 
 
 def who(subjects: Sequence[Subject]) -> Column:
-    """The column that says which run or variant a row is of."""
+    """Return the column that names the run or variant of a row."""
     return Column("name", subjects[0].kind, "text")
 
 
 def names_of(subjects: Sequence[Subject]) -> str:
-    """The runs of several, for a caption."""
+    """Name the runs of several, for a caption."""
     return "; ".join(subject.told for subject in subjects)
 
 
@@ -136,12 +136,12 @@ def interval_of(low: float | None, high: float | None) -> str:
 
 
 def several(subjects: Sequence[Subject]) -> str:
-    """How numbers of more than one run are brought together, for a caption; nothing where each has one."""
+    """Describe the summary of several runs, for a caption; empty where each has one."""
     return " Means over the runs of a variant." if any(len(s.parts) > 1 for s in subjects) else ""
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean; None where one is missing."""
+    """Return the mean; None where one value is missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -153,7 +153,7 @@ def no_confusion() -> tuple[Picture, None]:
 
 
 def mixed_up(counts: pd.DataFrame) -> str:
-    """A confusion matrix in words: how many are correct, and the most frequent confusion.
+    """Describe a confusion matrix in words: the number of correct ones, and the most frequent confusion.
 
     Args:
         counts: A row a true class.

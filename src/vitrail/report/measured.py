@@ -30,10 +30,10 @@ _EMPTY_SETS = (
 
 
 def calibration(subjects: Sequence[Subject]) -> list[Section]:
-    """Reliability diagrams and errors, before and after temperature.
+    """Show reliability diagrams and calibration errors, before and after temperature scaling.
 
     Args:
-        subjects: What is shown side by side; those without calibration are left out.
+        subjects: Runs or variants side by side; those without calibration are left out.
 
     Returns:
         The section, or nothing where there is none to show.
@@ -83,7 +83,7 @@ def calibration(subjects: Sequence[Subject]) -> list[Section]:
 
 
 def _pooled(subject: Subject) -> dict[str, pd.DataFrame] | None:
-    """Bins of equal width with the images of all runs, of what all of them have."""
+    """Pool the images of all runs in bins of equal width, by the scores that all of them have."""
     columns = ("logits", "bins", "low", "high", "count", "confidence", "accuracy")
     tables = subject.each(lambda part: part.table(part.files.reliability, *columns))
     if tables is None:
@@ -118,10 +118,10 @@ def _calibration_row(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def selective(subjects: Sequence[Subject]) -> list[Section]:
-    """Risk against coverage.
+    """Show risk against coverage.
 
     Args:
-        subjects: What is shown side by side.
+        subjects: Runs or variants side by side.
     """
     curves: dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
     rows, there = [], []
@@ -172,10 +172,10 @@ def _nearest(coverage: float) -> int:
 
 
 def prediction_sets(subjects: Sequence[Subject]) -> list[Section]:
-    """Coverage and size of prediction sets.
+    """Show coverage and size of prediction sets.
 
     Args:
-        subjects: What is shown side by side; those without sets are left out.
+        subjects: Runs or variants side by side; those without sets are left out.
     """
     rows, there, words = [], [], []
     sizes: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
@@ -241,7 +241,7 @@ def _shares(sizes: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
 
 
 def classes(subjects: Sequence[Subject]) -> list[Section]:
-    """Each class of each run, with intervals; the weakest first.
+    """Tabulate each class of each run, with intervals; the weakest first.
 
     Args:
         subjects: Runs, one each.
@@ -265,7 +265,7 @@ def classes(subjects: Sequence[Subject]) -> list[Section]:
 
 
 def _confused(subjects: Sequence[Subject]) -> list[Table]:
-    """The pairs of classes that are confused most often, which a large confusion matrix does not name."""
+    """Tabulate the pairs of classes confused most often, which a large confusion matrix does not name."""
     found = [
         most_confused(subject.parts[0].confusion(), most=100).assign(name=subject.label)
         for subject in subjects
@@ -283,10 +283,10 @@ def _confused(subjects: Sequence[Subject]) -> list[Table]:
 
 
 def cost(subjects: Sequence[Subject]) -> list[Section]:
-    """Parameters, multiply-adds, throughput, latency and memory.
+    """Show parameters, multiply-adds, throughput, latency and memory.
 
     Args:
-        subjects: What is shown side by side; those whose latency was not measured are left out of the figure.
+        subjects: Runs or variants side by side; those whose latency was not measured are left out of the figure.
     """
     rows, there = [], []
     for subject in subjects:
@@ -333,7 +333,7 @@ def _median(values: Sequence[Any]) -> float | None:
 
 
 def others(subjects: Sequence[Subject]) -> list[Section]:
-    """What else the same weights were evaluated on: other splits, other images, test-time augmentation.
+    """List other evaluations of the same weights: other splits, other images, test-time augmentation.
 
     Args:
         subjects: Runs, one each.

@@ -83,7 +83,7 @@ def write_report(
         out: The page, ``NAME.html``; ``NAME.md`` is written beside it. Figures go into ``figures/``, tables into
             ``tables/``; of a page of another name than report into folders of its own.
         read_recipe: Reads a run's recipe.
-        title: Of the page; the names of the runs when not given.
+        title: Title of the page; the names of the runs when not given.
         without: Sections to leave out, of "features", "explanations" and "mistakes", which take seconds each.
         read_moved: Reads the data of a run's recipe where it lies now; where the recipe says when not given.
 
@@ -153,7 +153,7 @@ def _results(table: pd.DataFrame, runs: list[LoadedRun]) -> Section:
 
 
 def _mistakes(runs: list[LoadedRun], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
-    """The most confident mistakes of each run as images; nothing where a run made none."""
+    """Show the most confident mistakes of each run as images; nothing where a run made none."""
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
         table = run.part.mistakes()
@@ -179,7 +179,7 @@ def _mistakes(runs: list[LoadedRun], opened: OpenedRuns) -> list[tuple[Picture, 
 
 
 def _summary(table: pd.DataFrame, runs: list[LoadedRun]) -> list[str]:
-    """The result in words; no run is called better than another without a test that says so."""
+    """State the result in words; no run is called better than another without a test that says so."""
     sentences = []
     for run, (_, row) in zip(runs, table.iterrows(), strict=True):
         sentences.append(
@@ -192,7 +192,7 @@ def _summary(table: pd.DataFrame, runs: list[LoadedRun]) -> list[str]:
 
 
 def _facts(runs: list[LoadedRun]) -> list[dict[str, str]]:
-    """What is asked for first, where the page is of one run."""
+    """List the main facts, where the page is of one run."""
     if len(runs) > 1:
         return []
     metrics = runs[0].metrics

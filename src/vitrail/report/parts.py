@@ -69,7 +69,7 @@ def write_parts_report(
         runs: The runs.
         out: The page.
         opened: Opens models and clouds.
-        title: Of the page.
+        title: Title of the page.
         without: Sections to leave out; "mistakes" are the worst and best clouds.
 
     Raises:
@@ -211,7 +211,7 @@ def _explanations(run: LoadedRun, opened: OpenedRuns) -> tuple[Picture, Figure |
 
 
 def _facts(runs: Sequence[LoadedRun]) -> list[dict[str, str]]:
-    """The main figures, where the page is of one run."""
+    """List the main figures, where the page is of one run."""
     if len(runs) > 1:
         return []
     metrics = runs[0].metrics
@@ -263,7 +263,7 @@ def _how_good(run: LoadedRun) -> str:
 
 
 def _cautions(run: LoadedRun) -> list[str]:
-    """What a reader must know before using the result, the most urgent first."""
+    """List the limits of the result, the most urgent first."""
     metrics, known = run.metrics, read_known(run.part)
     lines = []
     if "finished" not in run.environment:

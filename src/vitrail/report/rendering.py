@@ -13,7 +13,7 @@ from vitrail import __version__
 
 
 def _with_code(text: str) -> Markup:
-    """Text whose parts between backticks are code; a number stays beside its per cent sign."""
+    """Mark text between backticks as code; keep a number beside its per cent sign."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)).replace(" %", "\u00a0%")))
 
 
@@ -32,7 +32,7 @@ def render(template: str, title: str, **values: Any) -> str:
 
     Args:
         template: File of its template.
-        title: Of the page.
-        **values: What the template needs.
+        title: Title of the page.
+        **values: Values that the template needs.
     """
     return _environment().get_template(template).render(title=title, version=__version__, **values)

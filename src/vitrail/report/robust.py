@@ -21,10 +21,10 @@ _SCORES = {
 
 
 def robustness(subjects: Sequence[Subject]) -> list[Section]:
-    """A section of each that was measured.
+    """Build a section for each robustness measurement.
 
     Args:
-        subjects: What is shown side by side; those of which something was not measured are left out of it.
+        subjects: Runs or variants side by side; a measurement leaves out those without it.
     """
     return [*_corruptions(subjects), *_missing(subjects), *_attacks(subjects), *_out_of_distribution(subjects)]
 
@@ -32,7 +32,7 @@ def robustness(subjects: Sequence[Subject]) -> list[Section]:
 def _found(
     subjects: Sequence[Subject], name: str, keys: Sequence[str], first: str
 ) -> tuple[list[Subject], dict[str, pd.DataFrame]]:
-    """The table of each subject in which all runs have the same cases: accuracies, means over several runs."""
+    """Merge the tables of each subject whose runs have the same cases: accuracies, means over several runs."""
     there, tables = [], {}
     for subject in subjects:
         found = subject.each(lambda part: part.robustness(name, *keys, "images", "accuracy", "low", "high"))
@@ -176,7 +176,7 @@ def _attacks(subjects: Sequence[Subject]) -> list[Section]:
 
 
 def _out_of_distribution(subjects: Sequence[Subject]) -> list[Section]:
-    """Of runs, one each: each may have been asked about other images."""
+    """Tabulate out-of-distribution detection of single runs: each may have been given other images."""
     rows, there = [], []
     for subject in subjects:
         content = _ood_of(subject.parts[0]) if len(subject.parts) == 1 else None

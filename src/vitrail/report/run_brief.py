@@ -26,7 +26,7 @@ def run_brief(facts: Sequence[RunFacts]) -> list[Answer]:
     """Answer the three questions of a reader for the runs on a page.
 
     Args:
-        facts: Of each run; with several, each sentence names those that it is about.
+        facts: Facts of each run; with several runs, each sentence names those that it is about.
 
     Returns:
         An answer to each question.
@@ -42,7 +42,7 @@ def run_brief(facts: Sequence[RunFacts]) -> list[Answer]:
 
 
 def _joined(lines: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> list[str]:
-    """Each ranked sentence once, by rank, with the runs that it is about unless it is about all."""
+    """Join equal sentences, by rank, with the runs that each is about unless it is about all."""
     whose: dict[str, list[str]] = {}
     ranks: dict[str, int] = {}
     for label, sentences in lines:
@@ -73,7 +73,7 @@ def what_was_trained(facts: RunFacts) -> str:
 
 
 def _on_bands(facts: RunFacts) -> str:
-    """Which bands were measured to be needed."""
+    """Name the bands that were measured to be needed."""
     if not facts.band_drops:
         return ""
     drops = {band: drop for band, (drop, verdict) in facts.band_drops.items() if verdict == "needed"}
@@ -98,7 +98,7 @@ def how_good(facts: RunFacts) -> str:
 
 
 def unseen(facts: RunFacts) -> bool:
-    """Whether no evaluated image had a part in training, as far as it is recorded."""
+    """Return whether no evaluated image had a part in training, as far as it is recorded."""
     apart = facts.split in ("test", OTHER) and not facts.trained_on and not facts.chosen_on
     return (
         apart
@@ -125,7 +125,7 @@ def _of_groups(facts: RunFacts) -> str:
 
 
 def _how_unseen(facts: RunFacts) -> str:
-    """Where the evaluated images stand to training."""
+    """Describe whether the evaluated images were used in training."""
     if facts.split == "train":
         return " The model was trained on these very images: this says nothing about new ones."
     if facts.split == "val":

@@ -67,9 +67,9 @@ class RunFacts:
         classes: Each class.
         multi_label: Whether images are multi-label.
         splits: Images of each split of the run's data; empty where nothing was recorded.
-        weights: What training began with; empty for random weights.
+        weights: Initial weights; empty for random ones.
         groups: Groups of the evaluated images, where they have any.
-        path: Where other images lie.
+        path: Path of other images.
         trained_on: Evaluated images that were trained on; None where nothing records it.
         chosen_on: Evaluated images that chose the epoch; None where nothing records it.
         pretrained_on: Evaluated images that the starting weights were pre-trained on.
@@ -87,7 +87,7 @@ class RunFacts:
         views: Test-time augmentation; "none" without.
         finished: Whether training came to its end.
         bands: Bands that the model reads; empty for pictures (RGB or gray) and where nothing records them.
-        point_attributes: What the model reads of each point of a cloud, beside its coordinates.
+        point_attributes: Attributes of each point that the model reads, beside its coordinates.
         band_drops: Each band -> the accuracy that is lost without it and the verdict; empty where not measured.
     """
 
@@ -132,7 +132,7 @@ def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
     Args:
         part: The evaluation.
         recipe: The run's recipe.
-        label: What the page calls the run.
+        label: Name of the run on the page.
 
     Raises:
         RunError: A record that is damaged.
@@ -191,7 +191,7 @@ def _split(metrics: dict[str, Any]) -> str:
 
 
 def _predictions(part: Evaluation, name: str) -> pd.DataFrame | None:
-    """Saved predictions of these weights; None where there are none."""
+    """Read the saved predictions of these weights; None where there are none."""
     run = part.run
     if not run.predictions(name).is_file() or not run.made_with(run.origin_of_predictions(name).get("weights")):
         return None
@@ -212,7 +212,7 @@ def _classes(part: Evaluation, balance: dict[str, dict[str, int]]) -> tuple[Clas
 
 
 def _most_frequent(part: Evaluation, predictions: pd.DataFrame | None) -> tuple[str, float] | None:
-    """The best guess that looks at no image: the most frequent class, or set of labels."""
+    """Find the best guess without an image: the most frequent class, or set of labels."""
     if predictions is None:
         return None
     names = part.run.read_json(part.run.card)["classes"]
@@ -253,7 +253,7 @@ def _names_of_groups(predictions: pd.DataFrame | None) -> tuple[str, ...]:
 
 
 def _bands(part: Evaluation) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Bands of images or clips, and attributes of points."""
+    """Return the bands of images or clips, and the attributes of points."""
     streams = (part.content(part.run.card) or {}).get("streams") or {}
     named = tuple(str(band) for name, stream in streams.items() if name != POINTS.name for band in stream["bands"])
     if POINTS.name in streams:

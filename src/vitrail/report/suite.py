@@ -103,7 +103,7 @@ def write_suite_report(
 
 
 def _subjects(results: pd.DataFrame) -> list[Subject]:
-    """Each variant with its runs."""
+    """Return each variant with its runs."""
     subjects = []
     for name, rows in results.groupby("variant", sort=False):
         parts = [
@@ -115,7 +115,7 @@ def _subjects(results: pd.DataFrame) -> list[Subject]:
 
 
 def _measured(subjects: Sequence[Subject], opened: OpenedRuns, without: Sequence[str]) -> list[Section]:
-    """What the evaluations of each variant's runs measured, as far as all of its runs have it."""
+    """Collect the measurements of each variant's runs, as far as all of its runs have them."""
     of_parts = subjects[0].parts[0].run.per_point
     return [
         *ranking(subjects),

@@ -24,7 +24,7 @@ def suite_brief(
     """Answer the three questions of a reader for a suite.
 
     Args:
-        facts: What suite.json says.
+        facts: Content of suite.json.
         results: results.csv, a row a run.
         summary: summary.csv, a row a variant.
         pairs: pairs.csv, a row a comparison.

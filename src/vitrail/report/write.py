@@ -38,7 +38,7 @@ def check_page(out: Path) -> None:
 
 
 def beside(out: Path, what: str) -> Path:
-    """The folder for a page's figures or tables: pages of other names in one folder have their own.
+    """Return the folder for a page's figures or tables: pages of other names in one folder have their own.
 
     Args:
         out: The page.
@@ -63,13 +63,13 @@ def write_page(
 
     Args:
         out: The page.
-        title: Of the page.
-        brief: What it begins with.
-        sections: What is on it, in order.
+        title: Title of the page.
+        brief: Answers at its beginning.
+        sections: Sections, in order.
         template: Its template's file.
-        more: What else the template needs.
+        more: Further values for the template.
         lead: Markdown, title included, of what the template says besides the sections.
-        inputs: What the inputs of the runs are: prose of images is reworded.
+        inputs: Kind of the runs' inputs: prose of images is reworded.
         names: Names of runs, variants and classes, which remain.
         prose: Texts and tables, and lists of these, that the template needs: prose too.
 
@@ -147,7 +147,7 @@ def _texts(artist: Artist) -> Iterator[Text]:
 
 
 def _finished(text: str, words: Mapping[str, str], runs: Sequence[Mapping[str, Any]]) -> str:
-    """The Markdown with the runs and the words below it."""
+    """Append the runs and the words to the Markdown."""
     parts = [text]
     if runs:
         parts.append("## Runs")

@@ -98,7 +98,7 @@ def without_fast_paths(*names: str) -> Iterator[None]:
 
 
 def is_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
-    """Whether the call of each module computes what ``kind`` computes, and nothing observes or changes the call.
+    """Return whether the call of each module computes what ``kind`` computes, and nothing observes or changes the call.
 
     Not so with a module of another class (replaced, wrapped, parametrised, a subclass), with a hook of any kind on the
     module or on all modules, with a ``forward`` of the instance's own, or with parameters of a tensor subclass.
@@ -128,17 +128,17 @@ def is_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
 
 
 def eager(x: Tensor) -> bool:
-    """Whether ``x`` is a plain tensor in eager code without transforms, whose values may be cached."""
+    """Return whether ``x`` is a plain tensor in eager code without transforms, whose values may be cached."""
     return not in_graph(x)
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """As :func:`eager`, on the CPU."""
+    """Return whether ``x`` is eager as for :func:`eager`, and on the CPU."""
     return not in_graph(x) and x.device.type == "cpu"
 
 
 def infers_on_cpu(x: Tensor) -> bool:
-    """As :func:`eager_on_cpu`, in single precision without gradients and without autocast.
+    """Return whether :func:`eager_on_cpu` holds, in float32, without gradients and without autocast.
 
     Only there may a layer overwrite its intermediate values: a compiler arranges memory better by itself, and exported
     or differentiated code should be the plain one.
@@ -152,7 +152,7 @@ def infers_on_cpu(x: Tensor) -> bool:
 
 
 def compiled_on_cpu(x: Tensor) -> bool:
-    """Whether torch.compile makes a graph for the CPU, which may call custom operators.
+    """Return whether torch.compile makes a graph for the CPU, which may call custom operators.
 
     A compiler recomputes a mask or an index that it sees being made for each score. Not on a GPU, where a custom
     operator would split a CUDA graph.

@@ -40,7 +40,7 @@ def fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tupl
 
 
 def foldable(*norms: nn.BatchNorm2d) -> bool:
-    """Whether BatchNorms normalise with running statistics, not with the batch, and have scale and shift."""
+    """Return whether BatchNorms normalise with running statistics, not with the batch, and have scale and shift."""
     return all(not norm.training and norm.running_mean is not None and norm.affine for norm in norms)
 
 
@@ -117,7 +117,7 @@ def _expand_and_convolve(
 
 
 def _strips(layer: MBConv, x: Tensor, hidden: int) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
-    """First and last row of the input of each strip, and the padding around it for the kernel."""
+    """Compute the first and last input row of each strip, and the padding around it for the kernel."""
     B, _, H, W = x.shape
     stride, same = layer.stride, layer.flavour.same_padding
     (left, right), (top, _) = edge_padding(W, stride, same), edge_padding(H, stride, same)
@@ -130,7 +130,7 @@ def _strips(layer: MBConv, x: Tensor, hidden: int) -> Iterator[tuple[int, int, t
 
 
 def _padded_at_the_end(conv: Conv3x3, x: Tensor) -> list[int]:
-    """Axes along which 'same' padding is at the end alone, for which torch's convolution needs a padded copy.
+    """Find the axes with 'same' padding at the end alone, for which torch's convolution needs a padded copy.
 
     Flipped along these, map and kernel give the flipped result with a padding of one on both sides: the last window
     does not fit a stride any more.
@@ -177,7 +177,7 @@ def _depthwise(conv: Conv3x3, x: Tensor, weight: Tensor, flipped: list[int]) -> 
 
 
 def _mix_in_groups(layer: MBConv, x: Tensor, flipped: list[int], groups: int) -> Tensor:
-    """Expansion, norm, GELU and depthwise convolution of some channels at a time."""
+    """Apply expansion, norm, GELU and depthwise convolution to some channels at a time."""
     norm, hidden = layer.norm1, layer.conv1_1x1.out_channels
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)

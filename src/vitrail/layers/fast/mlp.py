@@ -20,7 +20,7 @@ _LARGE_TRAINING, _PIECE_TRAINING = 1 << 23, 1 << 21
 
 
 def _rows_of_a_piece(layer: Mlp, x: Tensor) -> int | None:
-    """Tokens to take at a time; None for all."""
+    """Choose the number of tokens per piece; None for all at once."""
     hidden = layer.hidden_dim * (x.numel() // x.shape[-1])
     large, piece = (_LARGE_TRAINING, _PIECE_TRAINING) if torch.is_grad_enabled() else (_LARGE, _PIECE)
     return max(1, piece // layer.hidden_dim) if hidden > large else None

@@ -82,7 +82,7 @@ class DGCNN(PointCloudModel):
         return levels[-1], levels
 
     def layer_groups(self) -> list[list[str]]:
-        """Each edge layer, then the others."""
+        """Group each edge layer, then the others."""
         edges = [["conv1"], ["conv2"], ["conv3"], ["conv4"]]
         return group_parameters(self, [*edges, ["conv5", "bn5", "neck", "head"]])
 

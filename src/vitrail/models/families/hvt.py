@@ -201,12 +201,12 @@ class HVT(VisionModel):
         return tuple(Stream(n, e.in_chans, e.img_size) for n, (_, e) in zip(names, self._encoders(), strict=False))
 
     def _check_inputs(self, image: Any, spectral: Any) -> tuple[Tensor, Tensor | None]:
-        """The image and the spectral input; None where there is no such stream, or it may be missing."""
+        """Check the image and the spectral input; None where that stream is absent or may be missing."""
         bands = 0 if self.spectral is None else self.spectral.in_chans
         return check_two_streams(image, spectral, bands, may_miss=self.spectral_token is not None)
 
     def encode(self, image: Tensor, spectral: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Each stream by itself.
+        """Encode each stream by itself.
 
         Args:
             image: Image, shape ``(B, in_chans, H, W)``.
@@ -226,7 +226,7 @@ class HVT(VisionModel):
         return tokens, self._context(tokens, own)
 
     def _context(self, tokens: Tensor, spectral: Tensor | None) -> Tensor | None:
-        """Tokens for the fusion: the spectral ones, or the learned token in their place; None without that stream."""
+        """Return the spectral tokens for the fusion, or the learned token in their place; None without that stream."""
         if self.spectral is None:
             return None
         if spectral is not None:
@@ -248,7 +248,7 @@ class HVT(VisionModel):
     def forward_features(  # type: ignore[override]  # also the stages
         self, image: Tensor, spectral: Tensor | None = None, return_stages: bool = False
     ) -> Tensor | tuple[Tensor, list[dict[str, Tensor]]]:
-        """Image tokens after the last norm, fused with the spectral tokens where there is such a stream.
+        """Compute image tokens after the last norm, fused with the spectral tokens where there is such a stream.
 
         Args:
             image: Image, shape ``(B, in_chans, H, W)``.
@@ -283,7 +283,7 @@ class HVT(VisionModel):
         )
 
     def embed(self, image: Tensor, spectral: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Patches of each stream, ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
+        """Embed the patches of each stream, ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
         image, spectral = self._check_inputs(image, spectral)
         if self.spectral is None:
             return (self.rgb.patch_embed(image),)
@@ -292,7 +292,7 @@ class HVT(VisionModel):
         return self.rgb.patch_embed(image), self.spectral.patch_embed(spectral)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """The image's tokens, fused, and beside the spectral ones the fused, as :meth:`VisionModel.forward_embedded`.
+        """Encode and fuse: the fused image tokens, then the spectral ones, as :meth:`VisionModel.forward_embedded`.
 
         The fused tokens are brought to the spectral grid bilinearly where it is another.
         """
@@ -342,7 +342,7 @@ class HVT(VisionModel):
             spectral: As for :meth:`forward`.
             indices: As for :meth:`VisionModel.forward_intermediates`; None without a spectral input, where it may be
                 missing, for all levels of the image stream.
-            **options: Of :meth:`VisionModel.forward_intermediates`.
+            **options: Options of :meth:`VisionModel.forward_intermediates`.
 
         Raises:
             ConfigError: A level that does not exist, or another format.
@@ -399,7 +399,7 @@ class HVT(VisionModel):
             encoder.norm = nn.Identity()
 
     def layer_groups(self) -> list[list[str]]:
-        """Embeddings, each block of both streams with the merging before it, then norms, fusion and head."""
+        """Group embeddings, each block of both streams with the merging before it, then norms, fusion and head."""
         names = [name for name, _ in self._encoders()]
         groups = [[f"{name}.{part}" for name in names for part in ("patch_embed", "pos_embed")]]
         for stage, depth in enumerate(self.config.depths):
@@ -422,12 +422,12 @@ class HVT(VisionModel):
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Depth and width, as far as the shapes show them."""
+        """Read depth and width, as far as the shapes show them."""
         return {**read_width(state, "rgb.patch_embed.proj.weight"), **read_stages(state, "rgb.stages")}
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Also the spectral stream's width, how the streams are fused, and whether one may be missing."""
+        """Read also the spectral stream's width, the fusion of the streams, and whether one may be missing."""
         settings = super().read_settings(state)
         if "spectral.patch_embed.proj.weight" in state:
             settings["spectral_embed_dim"] = state["spectral.patch_embed.proj.weight"].shape[0]

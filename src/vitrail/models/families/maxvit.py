@@ -140,7 +140,7 @@ class MaxViTBlock(nn.Module):
     Args:
         dim: Channels of the input.
         out_dim: Channels of the output.
-        stride: Of the MBConv.
+        stride: Stride of the MBConv.
         config: The model's settings.
         drop_path: Probability of dropping a branch.
 
@@ -162,7 +162,7 @@ class MaxViTBlock(nn.Module):
 
 
 def _build_block(dim: int, config: MaxViTConfig, kind: Kind, drop_path: float) -> Block:
-    """A transformer block whose tokens attend inside windows, or inside grids spread over the map."""
+    """Build a transformer block whose tokens attend inside windows, or inside grids spread over the map."""
     by_width = config.flavour == "torchvision"
     window = to_pair(config.window_size or 1)
     relative, options = config.pos_embed == "relative", config.block_options
@@ -175,7 +175,7 @@ def _build_block(dim: int, config: MaxViTConfig, kind: Kind, drop_path: float) -
 
 
 def _flatten_table(table: Tensor) -> Tensor:
-    """A table of timm, ``(heads, 2 wh - 1, 2 ww - 1)`` by key minus query, as ours, by query minus key."""
+    """Convert timm's table ``(heads, 2 wh - 1, 2 ww - 1)``, key minus query, to ours, query minus key."""
     return table.flip(1, 2).flatten(1).t().contiguous() if table.ndim == 3 else table
 
 
@@ -242,7 +242,7 @@ class MaxViT(Pyramid):
             init_linears(self.head.fc)
 
     def build_head(self, num_classes: int) -> nn.Module:
-        """Norm, hidden layer and classifier, of which the classifier alone is initialised here."""
+        """Build norm, hidden layer and classifier, of which the classifier alone is initialised here."""
         config = self.config
         hidden, published = config.head_hidden_size or 0, config.flavour == "tf"
         head = Head(
@@ -291,7 +291,7 @@ class MaxViT(Pyramid):
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Depth and width, as far as the shapes show them."""
+        """Read depth and width, as far as the shapes show them."""
         depths = read_stages(state, "stages")
         norm, count = "stages.{}.blocks.0.attn_block.norm1.weight", len(depths.get("depths", ()))
         widths = read_each_stage(state, norm, count, "embed_dim", ndim=1, axis=0)
@@ -299,12 +299,12 @@ class MaxViT(Pyramid):
 
     @classmethod
     def first_width(cls, config: MaxViTConfig) -> int | None:
-        """Channels after the stem."""
+        """Return the channels after the stem."""
         return config.stem_width
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Also the window, with the image it is a 32nd of, the flavour, and the head's hidden width."""
+        """Read also the window, with the image it is a 32nd of, the flavour, and the head's hidden width."""
         settings: dict[str, Any] = {"head_hidden_size": len(state.get("head.pre_logits.fc.weight", ()))}
         settings["flavour"] = "tf" if "stem.conv1.bias" in state else "torchvision"
         table = state.get("stages.0.blocks.0.attn_block.attn.rel_pos.relative_position_bias_table")

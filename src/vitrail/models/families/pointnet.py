@@ -113,7 +113,7 @@ class PointNet(PointCloudModel):
         return levels[-1 if stop is None else stop - 1], levels
 
     def layer_groups(self) -> list[list[str]]:
-        """Alignment of the points, layers of the points, head."""
+        """Group the alignment of the points, layers of the points, head."""
         groups = [["stn"], ["conv1", "bn1", "fstn"], ["conv2", "bn2", "conv3", "bn3"], ["neck", "head"]]
         return group_parameters(self, groups)
 

@@ -124,7 +124,7 @@ class SwinConfig(LayerSettings):
 
 
 def _build_stage(config: SwinConfig, index: int, drop_path: Sequence[float]) -> Stage:
-    """Patch merging, except in the first stage, then blocks; every second one shifts its windows.
+    """Build patch merging, except in the first stage, then blocks; every second one shifts its windows.
 
     Source: arXiv:2103.14030, section 3.1 and equation 3.
     """
@@ -189,7 +189,7 @@ class Swin(Pyramid):
         return dropped
 
     def build_head(self, num_classes: int) -> nn.Module:
-        """The linear layer inside of its module ``head``, as in timm."""
+        """Build the linear layer inside of its module ``head``, as in timm."""
         head = Head(self.num_features, num_classes, drop_rate=self.config.drop_rate)
         init_linears(head)
         return head
@@ -226,7 +226,7 @@ class Swin(Pyramid):
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Depth and width, as far as the shapes show them."""
+        """Read depth and width, as far as the shapes show them."""
         depths = read_stages(state, "layers")
         table, count = "layers.{}.blocks.0.attn.relative_position_bias_table", len(depths.get("depths", ()))
         heads = read_each_stage(state, table, count, "num_heads", ndim=2, axis=1)
@@ -234,14 +234,14 @@ class Swin(Pyramid):
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Also the window, of the first stage."""
+        """Read also the window of the first stage."""
         table = state.get("layers.0.blocks.0.attn.relative_position_bias_table")
         window = None if table is None else old_window(table.shape[0], {})
         return {**super().read_settings(state), **({} if window is None else {"window_size": window})}
 
 
 def _embed_table(table: Tensor, old: Pair, new: Pair) -> Tensor:
-    """A table that holds ``old``'s offsets where a larger window has them, and zero for the others."""
+    """Place ``old``'s offsets in the table of a larger window, with zero for the others."""
     bottom, right = new[0] - old[0], new[1] - old[1]
     grid = table.t().reshape(-1, 2 * old[0] - 1, 2 * old[1] - 1)
     return F.pad(grid, (right, right, bottom, bottom)).flatten(1).t().contiguous()

@@ -105,7 +105,7 @@ class Swin3dConfig(LayerSettings):
 
 
 def _build_stage(config: Swin3dConfig, index: int, drop_path: Sequence[float]) -> Stage:
-    """Patch merging, except in the first stage, then blocks; every second one shifts its windows."""
+    """Build patch merging, except in the first stage, then blocks; every second one shifts its windows."""
     dim, heads = config.embed_dim * 2**index, config.num_heads[index]
     half = tuple(length // 2 for length in config.window_size)
     blocks = [
@@ -175,14 +175,14 @@ class Swin3d(Pyramid):
         return logits
 
     def build_head(self, num_classes: int) -> nn.Module:
-        """The linear layer inside of its module ``head``, as in the Swin family."""
+        """Build the linear layer inside of its module ``head``, as in the Swin family."""
         head = Head(self.num_features, num_classes, drop_rate=self.config.drop_rate)
         init_linears(head)
         return head
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Depth and width, as far as the shapes show them."""
+        """Read depth and width, as far as the shapes show them."""
         depths = read_stages(state, "layers")
         table, count = "layers.{}.blocks.0.attn.relative_position_bias_table", len(depths.get("depths", ()))
         heads = read_each_stage(state, table, count, "num_heads", ndim=2, axis=1)

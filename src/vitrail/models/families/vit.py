@@ -290,7 +290,7 @@ class ViT(VisionModel):
         self.feature_info = [FeatureInfo(f"blocks.{i}", config.embed_dim, *tiles) for i in range(on_grid)]
 
     def lacks_merging(self) -> str:
-        """A TokenLearner and rotary positions exclude merging, and blocks that were replaced may."""
+        """Return the reason why blocks cannot merge: a TokenLearner, rotary positions, or a replaced block."""
         return next(filter(None, map(lacks_merging, self.blocks)), "")
 
     def set_token_merging(self, r: int | Sequence[int]) -> None:
@@ -342,14 +342,14 @@ class ViT(VisionModel):
         return (Ends("image", self.num_features, size, self.num_features, size),)
 
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
+        """Embed patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
         if self.config.stem and not is_symbolic(x):
             check_images(x, self.config.in_chans, first_convolution(self.stem))
             check_covers(x, to_pair(self.config.patch_size))
         return (self.patch_embed(self.stem(x)),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """Patches after the last norm, ``(B, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
+        """Encode patches, after the last norm ``(B, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
         (patches,) = embedded
         tokens = self.norm(self._run(*self._add_positions(patches))[0])
         return (tokens[:, self.num_prefix :].reshape(patches.shape),)
@@ -363,7 +363,7 @@ class ViT(VisionModel):
         return "overlapping or padded patches do not tile the image; leave patch_stride and patch_padding out"
 
     def lacks_grid(self) -> str:
-        """Overlapping patches do not tile the image, and a TokenLearner without fuser leaves no grid."""
+        """Return the reason why tokens form no grid: overlapping patches, merging, a TokenLearner without fuser."""
         if self.ends or self._overlap:
             return self._overlap
         if self.unmerge is not None:
@@ -374,7 +374,7 @@ class ViT(VisionModel):
         )
 
     def lacks_visible(self) -> str:
-        """Overlapping patches show what is masked, and a TokenLearner needs all patches."""
+        """Return the reason why all patches are needed: a TokenLearner, merging, or overlap leaking masked pixels."""
         if len(self.token_learners):
             return "a TokenLearner needs all patches; leave token_learner out"
         if self.unmerge is not None:
@@ -382,16 +382,16 @@ class ViT(VisionModel):
         return self._overlap
 
     def lacks_positions(self) -> str:
-        """Learned tokens have no positions."""
+        """Return the reason why no layer attends among patches: learned tokens have no positions."""
         return "every layer attends among learned tokens, which have no positions" if self.learn_at == 0 else ""
 
     def level_module(self, index: int) -> nn.Module:
-        """The block, or after a TokenLearner the fuser, which adds to the patches beside the block."""
+        """Return the block, or after a TokenLearner the fuser, which adds to the patches beside the block."""
         learner = index - self.learn_at
         return self.token_fusers[learner] if self.token_fusers and learner >= 0 else self.blocks[index]
 
     def reads_level(self, index: int) -> bool:
-        """After the last block a class token alone is read."""
+        """Return whether the logits depend on a level's patches; the last level may have only its class token read."""
         return not (self.global_pool == "token" and index == len(self.blocks) - 1)
 
     def forward_visible(self, embedded: Tensor, keep: Tensor) -> Tensor:
@@ -409,7 +409,7 @@ class ViT(VisionModel):
         return out
 
     def _add_positions(self, patches: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
-        """Patches ``(B, H, W, C)`` in a sequence after the prefix, with positions; their grid; rotary positions."""
+        """Return patches ``(B, H, W, C)`` as a sequence with prefix and positions; their grid; rotary positions."""
         grid = (patches.shape[1], patches.shape[2])
         prefix = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
         parts = [*(token.expand(patches.shape[0], -1, -1) for token in prefix), patches.flatten(1, 2)]
@@ -488,7 +488,7 @@ class ViT(VisionModel):
         return self.unmerge(tokens, self.num_prefix, merged), found
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Tokens after the last norm.
+        """Compute the tokens after the last norm.
 
         Args:
             x: Images, shape ``(B, in_chans, H, W)``.
@@ -568,7 +568,7 @@ class ViT(VisionModel):
         self._set_merging()
 
     def layer_groups(self) -> list[list[str]]:
-        """Embedding, then each block with the TokenLearner before it, then norm and head."""
+        """Group the embedding, then each block with the TokenLearner before it, then norm and head."""
         blocks = [[f"blocks.{i}"] for i in range(len(self.blocks))]
         for index in range(len(self.token_learners)):
             at = min(self.learn_at + index, len(blocks) - 1)
@@ -590,7 +590,7 @@ class ViT(VisionModel):
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Depth and width, as far as the shapes show them."""
+        """Read depth and width, as far as the shapes show them."""
         depth, registers = count_numbered(state, "blocks"), state.get("reg_token")
         found: dict[str, Any] = {"depth": depth} if depth else {}
         if registers is not None and registers.ndim == 3:
@@ -609,7 +609,7 @@ class ViT(VisionModel):
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Also whether there is a class token, and what is pooled."""
+        """Read also whether there is a class token, and the pooling."""
         pooled = "fc_norm.weight" in state
         pool = "map" if "attn_pool.latent" in state else "avg" if pooled else "token"
         names: dict[str, Any] = {

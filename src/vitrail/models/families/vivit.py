@@ -85,8 +85,8 @@ class ViViTConfig(LayerSettings):
         pos_embed: Positions: "learned", one for each token; "space_time", the sum of one in the frame and one in
             time, as in TimeSformer; "sincos1d", fixed sines and cosines in the order of the tokens, as in
             VideoMAE; "none".
-        inflation: How the kernel of a patch becomes that of a tubelet, for fresh weights and for those of a ViT:
-            "central_frame" (zeros at the other frames) or "inflation" (over the number of frames, at each).
+        inflation: Rule that converts the kernel of a patch to that of a tubelet, for fresh weights and for those of a
+            ViT: "central_frame" (zeros at the other frames) or "inflation" (over the number of frames, at each).
         temporal_init: Attention over time of "factorised_self_attention" that starts from a ViT: "zero", whose output
             starts at zero (section 3.4), or "copy" of the attention over space.
         token_learner: TokenLearner's settings, for "joint" (as published) and for the spatial encoder of
@@ -321,18 +321,18 @@ class ViViT(VisionModel):
         return super().reads_class_token and self.num_prefix > 0
 
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Tubelets ``(B, T, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
+        """Embed tubelets ``(B, T, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
         return (self.patch_embed(x),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """Tubelets after the last norm, ``(B, T, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
+        """Encode tubelets, after the last norm ``(B, T, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
         (tubelets,) = embedded
         tokens, grid = self._add_positions(tubelets)
         tokens = self.norm(self._run(tokens, grid)[0])
         return (tokens[:, self.num_prefix :].reshape(tubelets.shape),)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Tokens after the last norm.
+        """Compute the tokens after the last norm.
 
         Args:
             x: Clips, shape ``(B, in_chans, T, H, W)``.
@@ -348,7 +348,7 @@ class ViViT(VisionModel):
         return self._finish(self._run(tokens, grid)[0], grid)
 
     def _add_positions(self, tubelets: Tensor) -> tuple[Tensor, Grid]:
-        """Tubelets ``(B, T, H, W, C)`` in a sequence after the class token, with positions; their grid.
+        """Return tubelets ``(B, T, H, W, C)`` as a sequence with class token and positions; their grid.
 
         For "factorised_encoder" each slice of time is a sequence of its own, ``(B * T, P + H * W, C)``.
         """
@@ -366,7 +366,7 @@ class ViViT(VisionModel):
         return self.sliced or self.config.pos_embed == "space_time"
 
     def _positions(self, table: Tensor, grid: Grid) -> Tensor:
-        """Positions of a grid, for the class token too."""
+        """Compute the positions of a grid, for the class token too."""
         P = self.block_prefix
         if not self._of_slices:
             return resample_space_time(table, self.grid, grid, P)
@@ -427,7 +427,7 @@ class ViViT(VisionModel):
         return 0 if learner is None else learner.num_tokens
 
     def _learned_grid(self, grid: Grid) -> Grid | None:
-        """The learned tokens of slices that attend one by one, in a column of each; None without slices."""
+        """Return the grid of learned tokens of slices that attend one by one, a column each; None without slices."""
         return (grid[0], self._learned, 1) if self.sliced else None
 
     def _finish(self, x: Tensor, grid: Grid) -> Tensor:
@@ -444,7 +444,7 @@ class ViViT(VisionModel):
         return out
 
     def lacks_grid(self) -> str:
-        """Slices of time form no grid of tubelets, nor does a TokenLearner without fuser leave one."""
+        """Return the reason why tokens form no grid: slices of time, or a TokenLearner without fuser."""
         if self.sliced:
             return "the last tokens of attention 'factorised_encoder' are slices of time; choose another attention"
         return (
@@ -457,14 +457,14 @@ class ViViT(VisionModel):
         )
 
     def lacks_visible(self) -> str:
-        """Only joint attention runs on any subset of tubelets, and a TokenLearner needs all of them."""
+        """Return the reason why all tubelets are needed: a TokenLearner, or attention that is not joint."""
         if len(self.token_learners):
             return "a TokenLearner needs all tubelets; leave token_learner out"
         joint = self.config.attention == "joint"
         return "" if joint else f"attention {self.config.attention!r} needs whole slices of time; choose 'joint'"
 
     def lacks_positions(self) -> str:
-        """Learned tokens have no positions."""
+        """Return the reason why no layer attends among tubelets: learned tokens have no positions."""
         return "every layer attends among learned tokens, which have no positions" if self.learn_at == 0 else ""
 
     def forward_visible(self, embedded: Tensor, keep: Tensor) -> Tensor:
@@ -481,18 +481,18 @@ class ViViT(VisionModel):
         return out
 
     def level_module(self, index: int) -> nn.Module:
-        """The block, or after a TokenLearner the fuser, which adds to the tubelets beside the block."""
+        """Return the block, or after a TokenLearner the fuser, which adds to the tubelets beside the block."""
         learner = index - self.learn_at
         return self.token_fusers[learner] if self.token_fusers and learner >= 0 else self.blocks[index]
 
     def level_as_map(self, index: int, output: Tensor, size: Grid) -> Tensor:
-        """As :meth:`VisionModel.level_as_map`, where each slice may be a sequence of its own."""
+        """View a level as a map, as :meth:`VisionModel.level_as_map`; each slice may be a sequence of its own."""
         count = size[1] * size[2] if self.sliced else product(size)
         patches = output[:, -count:] if output.shape[1] <= count + self.block_prefix else output
         return patches.reshape(-1, *size, output.shape[-1]).movedim(-1, 1)
 
     def reads_level(self, index: int) -> bool:
-        """After the last block a class token alone is read, of the clip or of each slice."""
+        """Return whether the logits depend on a level's tubelets; of the last level a class token alone may be read."""
         reads_class = self.config.class_token if self.sliced else self.global_pool == "token"
         return not (reads_class and index == len(self.blocks) - 1)
 
@@ -521,7 +521,7 @@ class ViViT(VisionModel):
         return super().pool(features, dims)
 
     def layer_groups(self) -> list[list[str]]:
-        """Embedding, each block with the TokenLearner before it, those of the temporal encoder, head."""
+        """Group the embedding, each block with the TokenLearner before it, those of the temporal encoder, head."""
         blocks = [[f"blocks.{i}"] for i in range(len(self.blocks))]
         for index in range(len(self.token_learners)):
             at = min(self.learn_at + index, len(blocks) - 1)
@@ -596,7 +596,7 @@ class ViViT(VisionModel):
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Depths, width and kind of attention, as far as the keys show them; heads and model 4 they do not show."""
+        """Read depths, width and kind of attention off the keys; heads and model 4 cannot be read."""
         depth, later = count_numbered(state, "blocks"), count_numbered(state, "temporal.blocks")
         found: dict[str, Any] = {"depth": depth} if depth else {}
         kernel = state.get("patch_embed.proj.weight")
@@ -611,7 +611,7 @@ class ViViT(VisionModel):
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Also bands, tubelet, class token and pooling."""
+        """Read also bands, tubelet, class token and pooling."""
         found = {**super().read_settings(state), **cls.read_structure(state)}
         kernel = state.get("patch_embed.proj.weight")
         if kernel is not None and kernel.ndim == 5:

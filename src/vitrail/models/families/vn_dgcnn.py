@@ -38,7 +38,7 @@ class VNDGCNNConfig(GraphSettings):
     Attributes:
         dims: Vectors of a point after each of the four edge layers, and after the layer that joins them.
         hidden_dims: Widths of the two hidden layers before the logits.
-        vector_pool: Of vectors over neighbours, "mean" or "max".
+        vector_pool: Pooling of vectors over neighbours, "mean" or "max".
         drop_rate: Dropout rate of both hidden layers in training.
         global_pool: "catavgmax" joins the largest value and the mean of each invariant feature over the points; "max",
             "avg": one of them.
@@ -88,7 +88,7 @@ class VNDGCNN(PointCloudModel):
         return self.std_feature(join_mean(x, mask), mask), [*levels, x]
 
     def layer_groups(self) -> list[list[str]]:
-        """Each edge layer, then the others."""
+        """Group each edge layer, then the others."""
         edges = [["conv1"], ["conv2"], ["conv3"], ["conv4"]]
         return group_parameters(self, [*edges, ["conv5", "std_feature", "neck", "head"]])
 

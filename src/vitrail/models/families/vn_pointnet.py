@@ -46,7 +46,7 @@ class VNPointNetConfig(GraphSettings):
         dims: Vectors of a point after conv1, conv2, fc2, fc1 and conv3, where fc1 and fc2 are of the network for the
             global feature: 64, 128, 256, 512 and 1024 over three.
         hidden_dims: Widths of the two hidden layers before the logits.
-        vector_pool: Of vectors over neighbours and points, "mean" or "max".
+        vector_pool: Pooling of vectors over neighbours and points, "mean" or "max".
         drop_rate: Dropout rate of the second hidden layer in training.
         global_pool: "max" takes the largest value of each invariant feature over the points; "avg", "catavgmax".
     """
@@ -126,7 +126,7 @@ class VNPointNet(PointCloudModel):
         return self.std_feature(join_mean(last, mask), mask), levels
 
     def layer_groups(self) -> list[list[str]]:
-        """Edges, layers of the points, invariant features and head."""
+        """Group edges, layers of the points, invariant features and head."""
         groups = [["conv_pos"], ["conv1", "fstn"], ["conv2", "conv3", "bn3"], ["std_feature", "neck", "head"]]
         return group_parameters(self, groups)
 

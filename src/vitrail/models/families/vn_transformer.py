@@ -43,7 +43,7 @@ class VNTransformerConfig(PointSettings):
         num_latents: Queries of the first block, linear maps of the mean over the points, to which later blocks are
             confined; 0: all points.
         bias_eps: Length of the bias vectors of linear layers, which break equivariance by about as much; 0 for none.
-        negative_slope: Of all activations along learned directions.
+        negative_slope: Negative slope of all activations along learned directions.
         global_pool: "avg" is the mean of the invariant features over the points, "max" their largest values,
             "catavgmax" both.
     """
@@ -179,7 +179,7 @@ class VNTransformer(PointCloudModel):
         return x if self.latents is not None and x.shape[1] == self.config.num_latents else super()._mark(x, mask)
 
     def layer_groups(self) -> list[list[str]]:
-        """Embedding with the queries, then each block, then invariant features and head."""
+        """Group the embedding with the queries, then each block, then invariant features and head."""
         blocks = [[f"blocks.{i}"] for i in range(len(self.blocks))]
         return group_parameters(self, [["embed_points", "latents"], *blocks, ["frame", "neck", "head"]])
 

@@ -47,7 +47,7 @@ class VNTConfig(GraphSettings):
         cross: Whether the graph embedding has cross products of neighbours. They tell a cloud from its mirror image;
             without them both have the same logits.
         center: Whether the centroid of each cloud is subtracted first, so that shifts change nothing.
-        negative_slope: Of all activations along learned directions.
+        negative_slope: Negative slope of all activations along learned directions.
         drop_path_rate: Stochastic depth of the last block.
         attn_drop_rate: Dropout rate of the attention weights in training.
         drop_rate: Dropout rate before the logits in training.
@@ -133,7 +133,7 @@ class VNT(PointCloudModel):
         return self.std_feature(join_mean(self.norm(x), mask), mask), levels
 
     def layer_groups(self) -> list[list[str]]:
-        """Embedding, then each block, then invariant features and head."""
+        """Group the embedding, then each block, then invariant features and head."""
         blocks = [[f"blocks.{i}"] for i in range(len(self.blocks))]
         return group_parameters(self, [["embed_points"], *blocks, ["norm", "std_feature", "neck", "head"]])
 
