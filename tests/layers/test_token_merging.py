@@ -34,7 +34,7 @@ def build(seed=0, **settings):
 def by_pairs(model, image, merges):
     """Features of one image ``(P + patches, C)``, and the rollout's matrix of all layers, by the equations alone."""
     P = model.num_prefix
-    x = model._add_positions(*model.embed(image[None]))[0][0]
+    x = model.tokenize(*model.embed(image[None]))[0][0]
     count, dim, heads = len(x) - P, x.shape[1], model.config.num_heads
     groups = [[i] for i in range(P + count)]  # the first tokens in each token, prefix tokens included
     mixing = torch.eye(len(x), dtype=torch.float64)

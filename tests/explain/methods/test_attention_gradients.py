@@ -44,7 +44,7 @@ def _read(features, gradient, method):
 def _vit_by_hand(model, x, target, method):
     """Follow the model by hand, keeping each block's matrices; then the gradients of all of them; then the product."""
     learner, P = model.config.token_learner, model.num_prefix
-    tokens, grid, _ = model._add_positions(*model.embed(x))
+    tokens, grid, _ = model.tokenize(*model.embed(x))
     steps = []
 
     def attend(block, tokens):

@@ -18,7 +18,7 @@ def _dense_rollout(model, x):
     """Follow forward_features by hand, keeping the full matrix from every current token to the input tokens."""
     learner = model.config.token_learner
     P = model.num_prefix
-    tokens, grid, _ = model._add_positions(*model.embed(x))
+    tokens, grid, _ = model.tokenize(*model.embed(x))
     reach = torch.eye(tokens.shape[1]).expand(len(x), -1, -1)
 
     def attention(block, tokens):
@@ -41,7 +41,7 @@ def _dense_rollout(model, x):
         if learner and learner.fuse and i >= learner.layer:
             j = i - learner.layer
             M = pool(j, tokens)
-            learned = model._learn(tokens, grid, j)
+            learned = model.learn(tokens, grid, j)
             M = attention(block, learned) @ M
             learned = block(learned, None, P)
             fuser = model.token_fusers[j]
@@ -58,12 +58,12 @@ def _dense_rollout(model, x):
             continue
         if learner and not learner.fuse and i == learner.layer:
             reach = pool(0, tokens) @ reach
-            tokens = model._learn(tokens, grid, 0)
+            tokens = model.learn(tokens, grid, 0)
         reach = attention(block, tokens) @ reach
         tokens = block(tokens, None, P)
     if learner and learner.layer == len(model.blocks):
         reach = pool(0, tokens) @ reach
-        tokens = model._learn(tokens, grid, 0)
+        tokens = model.learn(tokens, grid, 0)
     assert torch.allclose(reach.sum(-1), torch.ones_like(reach.sum(-1)), atol=1e-5)
     row = reach[:, 0] if model.config.global_pool == "token" else reach[:, P:].mean(1)
     row = row[:, P:]

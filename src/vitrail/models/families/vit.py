@@ -29,7 +29,6 @@ from vitrail.layers.patches import (
     PatchEmbed,
     check_covers,
     check_images,
-    take_patches,
     to_padding,
 )
 from vitrail.layers.positions import (
@@ -43,9 +42,9 @@ from vitrail.layers.positions import (
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
 from vitrail.layers.stems import check_multiples, first_convolution, make_stem, measure_stem
 from vitrail.layers.symbolic import is_symbolic
+from vitrail.layers.tap import Grid
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.layers.token_merging import Merged, Unmerge, lacks_merging, set_merging
-from vitrail.models.base import VisionModel, group_parameters
 from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, embeds_prefix, fit_positions, read_width
 from vitrail.models.checks import (
     as_config,
@@ -53,8 +52,9 @@ from vitrail.models.checks import (
     check_mlp_ratio,
     check_rates,
 )
-from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
+from vitrail.models.facts import Ends, FeatureInfo
 from vitrail.models.family import Family, Results, register_family
+from vitrail.models.isotropic import Isotropic
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.settings import check_choices
@@ -217,7 +217,7 @@ class ViTConfig(LayerSettings):
 _HUB_NAMES = r"(?:vit|deit|dinov2|dinov2_with_registers)"
 
 
-class ViT(VisionModel):
+class ViT(Isotropic):
     """Vision transformer.
 
     Args:
@@ -237,7 +237,7 @@ class ViT(VisionModel):
         self.num_features = dim
         # The distillation token is a class token to all that reads class tokens.
         self.num_class_tokens = config.class_tokens + config.dist_token
-        self.num_prefix = self.num_class_tokens + config.reg_tokens
+        self.num_prefix = self.block_prefix = self.num_class_tokens + config.reg_tokens
         self._build_patches()
         self.cls_token = _token_parameter(config.class_tokens, dim)
         self.dist_token = _token_parameter(int(config.dist_token), dim)
@@ -277,30 +277,92 @@ class ViT(VisionModel):
         self._set_merging()
         self._init_weights()
 
-    def _set_merging(self) -> None:
-        """Let blocks from the first with pairs to merge return merged tokens; the blocks before it are levels."""
-        config = self.config
-        merges = config.merges
-        self.merge_at = next((i for i, r in enumerate(merges) if r), config.depth)
-        for i, block in enumerate(self.blocks if merges or self.unmerge is not None else ()):
-            set_merging(block, merges[i] if i >= self.merge_at else None)
-        self.unmerge = Unmerge() if merges else None
-        on_grid = self.merge_at if self.token_fusers else min(self.merge_at, self.learn_at)
-        tiles = self.patch_stride, self.patch_embed.pixel_offset
-        self.feature_info = [FeatureInfo(f"blocks.{i}", config.embed_dim, *tiles) for i in range(on_grid)]
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the tokens after the last norm.
 
-    def lacks_merging(self) -> str:
-        """Return the reason why blocks cannot merge: a TokenLearner, rotary positions, or a replaced block."""
-        return next(filter(None, map(lacks_merging, self.blocks)), "")
+        Args:
+            x: Images, shape ``(B, in_chans, H, W)``.
 
-    def set_token_merging(self, r: int | Sequence[int]) -> None:
-        """Merge tokens from now on, as :meth:`VisionModel.set_token_merging`."""
-        merging = r if isinstance(r, int) else tuple(r)
-        config = dataclasses.replace(self.config, token_merging=merging)
-        if config.merges and (lack := self.lacks_merging()):
-            raise ConfigError(f"tokens cannot be merged: {lack}")
-        self.config = config
-        self._set_merging()
+        Returns:
+            Shape ``(B, N, C)``, prefix tokens first; ``N`` counts the learned tokens where there are any.
+
+        Raises:
+            ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
+        """
+        tokens, grid, rotation = self.tokenize(*self.embed(x))
+        whole = self.patch_drop is None or not self.patch_drop.active
+        if self.patch_drop is not None:
+            tokens, rotation = self.patch_drop(tokens, rotation)
+        out: Tensor = self.norm(self.run_blocks(tokens, grid if whole else None, rotation)[0])
+        return out
+
+    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Embed patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
+        if self.config.stem and not is_symbolic(x):
+            check_images(x, self.config.in_chans, first_convolution(self.stem))
+            check_covers(x, to_pair(self.config.patch_size))
+        return (self.patch_embed(self.stem(x)),)
+
+    def tokenize(self, patches: Tensor) -> tuple[Tensor, Grid, Tensor | None]:
+        """Prepend class and register tokens and add positions, as :meth:`Isotropic.tokenize`."""
+        grid, tokens = tuple(patches.shape[1:3]), patches.flatten(1, 2)
+        if self.config.no_embed_class:
+            tokens = self.prepend_tokens(self.add_positions(tokens, grid))
+        else:
+            tokens = self.add_positions(self.prepend_tokens(tokens), grid)
+        rotation = None
+        if self.config.pos_embed == "rope":
+            rotation = rotary_positions((grid[0], grid[1]), self.config.embed_dim // self.config.num_heads, tokens)
+        return self.pos_drop(tokens), grid, rotation
+
+    def prepend_tokens(self, x: Tensor) -> Tensor:
+        """Prepend class, distillation and register tokens: ``(B, N, C)`` to ``(B, P + N, C)``."""
+        prefix = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
+        parts = [*(token.expand(x.shape[0], -1, -1) for token in prefix), x]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else x
+
+    def add_positions(self, x: Tensor, grid: Grid) -> Tensor:
+        """Add the table of positions, interpolated to the grid, to tokens ``(B, N, C)``."""
+        if self.pos_embed is None:
+            return x
+        size = (grid[0], grid[1])
+        return x + resample_table(self.config.pos_embed, self.pos_embed, self.grid, size, self.pos_prefix)
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        grid: Grid | None,
+        rotation: Tensor | None = None,
+        levels: Sequence[int] = (),
+        stop: int | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run blocks as :meth:`Isotropic.run_blocks`; at the end merged tokens stand at each of their patches."""
+        if self.unmerge is None:
+            return super().run_blocks(x, grid, rotation, levels, stop)
+        found: list[Tensor] = []
+        merged: Merged | None = None
+        checkpointing = self.grad_checkpointing and self.training
+        for i, block in enumerate(self.blocks[:stop]):
+            if i < self.merge_at:
+                x = self.run_block(block, x, grid)
+            else:
+                x, merged = run_block(block, x, grid, self.num_prefix, merged, checkpointing=checkpointing)
+            if i in levels:
+                found.append(x)
+        return self.unmerge(x, self.num_prefix, merged), found
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
+        if self.head_dist is not None and self.global_pool == "token" and not pre_logits:
+            distilled: Tensor = self._distilled_logits(features)
+            return distilled
+        return super().forward_head(features, pre_logits)
+
+    def _distilled_logits(self, features: Tensor) -> Any:
+        """Compute the mean of both classifiers, or in distilled training both."""
+        assert self.head_dist is not None
+        logits = self.head(self.head_drop(features[:, 0])), self.head_dist(features[:, 1])
+        return logits if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
 
     def _build_patches(self) -> None:
         """Build the stem and the patch embedding; set the grid and the pixels between patches."""
@@ -333,26 +395,40 @@ class ViT(VisionModel):
                 nn.init.normal_(token, std=1e-6 if self.num_prefix == 1 else 0.02)
         init_patch_projection(self.patch_embed.proj)
 
+    def _set_merging(self) -> None:
+        """Let blocks from the first with pairs to merge return merged tokens; the blocks before it are levels."""
+        config = self.config
+        merges = config.merges
+        self.merge_at = next((i for i, r in enumerate(merges) if r), config.depth)
+        for i, block in enumerate(self.blocks if merges or self.unmerge is not None else ()):
+            set_merging(block, merges[i] if i >= self.merge_at else None)
+        self.unmerge = Unmerge() if merges else None
+        on_grid = self.merge_at if self.token_fusers else min(self.merge_at, self.learn_at)
+        tiles = self.patch_stride, self.patch_embed.pixel_offset
+        self.feature_info = [FeatureInfo(f"blocks.{i}", config.embed_dim, *tiles) for i in range(on_grid)]
+
+    def set_token_merging(self, r: int | Sequence[int]) -> None:
+        """Merge tokens from now on, as :meth:`VisionModel.set_token_merging`."""
+        merging = r if isinstance(r, int) else tuple(r)
+        config = dataclasses.replace(self.config, token_merging=merging)
+        if config.merges and (lack := self.lacks_merging()):
+            raise ConfigError(f"tokens cannot be merged: {lack}")
+        self.config = config
+        self._set_merging()
+
+    def lacks_merging(self) -> str:
+        """Return the reason why blocks cannot merge: a TokenLearner, rotary positions, or a replaced block."""
+        return next(filter(None, map(lacks_merging, self.blocks)), "")
+
+    def set_distilled_training(self, enable: bool = True) -> bool:
+        """Return both classifiers in training, as :meth:`VisionModel.set_distilled_training`."""
+        self.distilled_training = enable and self.head_dist is not None
+        return self.head_dist is not None
+
     @property
     def ends(self) -> tuple[Ends, ...]:
-        """Patches at both ends; none where the last tokens form no grid that tiles the image."""
-        if self._overlap or self.unmerge or (self.learn_at <= len(self.blocks) and not self.token_fusers):
-            return ()
-        size = self.patch_stride
-        return (Ends("image", self.num_features, size, self.num_features, size),)
-
-    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Embed patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
-        if self.config.stem and not is_symbolic(x):
-            check_images(x, self.config.in_chans, first_convolution(self.stem))
-            check_covers(x, to_pair(self.config.patch_size))
-        return (self.patch_embed(self.stem(x)),)
-
-    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """Encode patches, after the last norm ``(B, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
-        (patches,) = embedded
-        tokens = self.norm(self._run(*self._add_positions(patches))[0])
-        return (tokens[:, self.num_prefix :].reshape(patches.shape),)
+        """Ends as of :attr:`Isotropic.ends`; none where patches overlap or are merged."""
+        return () if self._overlap or self.unmerge else super().ends
 
     @property
     def _overlap(self) -> str:
@@ -368,183 +444,13 @@ class ViT(VisionModel):
             return self._overlap
         if self.unmerge is not None:
             return "blocks merge tokens, which then form no grid; set token_merging 0, at least for the first blocks"
-        return (
-            "the tokens after a TokenLearner without fuser form no grid; set token_learner.fuse true, or leave "
-            "token_learner out"
-        )
+        return super().lacks_grid()
 
     def lacks_visible(self) -> str:
         """Return the reason why all patches are needed: a TokenLearner, merging, or overlap leaking masked pixels."""
-        if len(self.token_learners):
-            return "a TokenLearner needs all patches; leave token_learner out"
         if self.unmerge is not None:
             return "the decoder needs each visible patch; set token_merging 0"
-        return self._overlap
-
-    def lacks_positions(self) -> str:
-        """Return the reason why no layer attends among patches: learned tokens have no positions."""
-        return "every layer attends among learned tokens, which have no positions" if self.learn_at == 0 else ""
-
-    def level_module(self, index: int) -> nn.Module:
-        """Return the block, or after a TokenLearner the fuser, which adds to the patches beside the block."""
-        learner = index - self.learn_at
-        return self.token_fusers[learner] if self.token_fusers and learner >= 0 else self.blocks[index]
-
-    def reads_level(self, index: int) -> bool:
-        """Return whether the logits depend on a level's patches; the last level may have only its class token read."""
-        return not (self.global_pool == "token" and index == len(self.blocks) - 1)
-
-    def forward_visible(self, embedded: Tensor, keep: Tensor) -> Tensor:
-        """Run a subset of the patches, as :meth:`VisionModel.forward_visible`.
-
-        Source: He et al. 2022, arXiv:2111.06377, section 3, "MAE encoder".
-        """
-        if lack := self.lacks_visible():
-            raise ConfigError(f"forward_visible is not possible: {lack}")
-        tokens, _, rotation = self._add_positions(embedded)
-        x, rotation = take_patches(tokens, rotation, keep, self.num_prefix)
-        for block in self.blocks:
-            x = self._run_block(block, x, None, rotation)
-        out: Tensor = self.norm(x)
-        return out
-
-    def _add_positions(self, patches: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
-        """Return patches ``(B, H, W, C)`` as a sequence with prefix and positions; their grid; rotary positions."""
-        grid = (patches.shape[1], patches.shape[2])
-        prefix = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
-        parts = [*(token.expand(patches.shape[0], -1, -1) for token in prefix), patches.flatten(1, 2)]
-        if self.pos_embed is not None:
-            positions = resample_table(self.config.pos_embed, self.pos_embed, self.grid, grid, self.pos_prefix)
-            if self.config.no_embed_class:
-                parts[-1] = parts[-1] + positions
-        tokens = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        if self.pos_embed is not None and not self.config.no_embed_class:
-            tokens = tokens + positions
-        rotation = None
-        if self.config.pos_embed == "rope":
-            rotation = rotary_positions(grid, self.config.embed_dim // self.config.num_heads, tokens)
-        return self.pos_drop(tokens), grid, rotation
-
-    def _learn(self, x: Tensor, grid: tuple[int, int] | None, index: int) -> Tensor:
-        """Replace the tokens of the grid by learned ones; prefix tokens stay as they are."""
-        assert grid is not None, "patches are not dropped before a TokenLearner"
-        prefix, tokens = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        learned = self.token_learners[index](tokens.reshape(x.shape[0], *grid, self.num_features))
-        return torch.cat([prefix, learned], dim=1)
-
-    def _run_block(
-        self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None, rotation: Tensor | None = None
-    ) -> Tensor:
-        checkpointing = self.grad_checkpointing and self.training
-        extra = () if rotation is None else (rotation,)
-        out: Tensor = run_block(block, x, grid, self.num_prefix, *extra, checkpointing=checkpointing)
-        return out
-
-    def _run(
-        self,
-        tokens: Tensor,
-        grid: tuple[int, int] | None,
-        rotation: Tensor | None = None,
-        levels: Sequence[int] = (),
-        stop: int | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run all blocks, or a number of them; also give the tokens after the wanted blocks."""
-        if self.unmerge is not None:
-            return self._run_merging(tokens, grid, levels, stop)
-        found: list[Tensor] = []
-        P = self.num_prefix
-        for i, block in enumerate(self.blocks[:stop]):
-            if self.token_fusers and i >= self.learn_at:
-                learned = self._run_block(block, self._learn(tokens, grid, i - self.learn_at), None)
-                spread = self.token_fusers[i - self.learn_at](learned[:, P:], tokens[:, P:])
-                tokens = torch.cat([learned[:, :P], tokens[:, P:] + spread], dim=1)
-            elif i >= self.learn_at:
-                if i == self.learn_at:
-                    tokens = self._learn(tokens, grid, 0)
-                tokens = self._run_block(block, tokens, None)
-            else:
-                tokens = self._run_block(block, tokens, grid, rotation)
-            if i in levels:
-                found.append(tokens)
-        if self.learn_at == len(self.blocks) and stop is None:
-            tokens = self._learn(tokens, grid, 0)
-        return tokens, found
-
-    def _run_merging(
-        self, tokens: Tensor, grid: tuple[int, int] | None, levels: Sequence[int], stop: int | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run blocks that merge tokens; at the end merged tokens stand at each of their patches."""
-        assert self.unmerge is not None, "blocks merge"
-        found: list[Tensor] = []
-        merged: Merged | None = None
-        checkpointing = self.grad_checkpointing and self.training
-        for i, block in enumerate(self.blocks[:stop]):
-            if i < self.merge_at:
-                tokens = self._run_block(block, tokens, grid)
-            else:
-                tokens, merged = run_block(block, tokens, grid, self.num_prefix, merged, checkpointing=checkpointing)
-            if i in levels:
-                found.append(tokens)
-        return self.unmerge(tokens, self.num_prefix, merged), found
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Compute the tokens after the last norm.
-
-        Args:
-            x: Images, shape ``(B, in_chans, H, W)``.
-
-        Returns:
-            Shape ``(B, N, C)``, prefix tokens first; ``N`` counts the learned tokens where there are any.
-
-        Raises:
-            ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
-        """
-        tokens, grid, rotation = self._add_positions(*self.embed(x))
-        whole = self.patch_drop is None or not self.patch_drop.active
-        if self.patch_drop is not None:
-            tokens, rotation = self.patch_drop(tokens, rotation)
-        out: Tensor = self.norm(self._run(tokens, grid if whole else None, rotation)[0])
-        return out
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        if self.head_dist is not None and self.global_pool == "token" and not pre_logits:
-            distilled: Tensor = self._distilled_logits(features)
-            return distilled
-        pooled = self.fc_norm(self.pool(features))
-        out: Tensor = pooled if pre_logits else self.head(self.head_drop(pooled))
-        return out
-
-    def _distilled_logits(self, features: Tensor) -> Any:
-        """Compute the mean of both classifiers, or in distilled training both."""
-        assert self.head_dist is not None
-        logits = self.head(self.head_drop(features[:, 0])), self.head_dist(features[:, 1])
-        return logits if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
-
-    def set_distilled_training(self, enable: bool = True) -> bool:
-        """Return both classifiers in training, as :meth:`VisionModel.set_distilled_training`."""
-        self.distilled_training = enable and self.head_dist is not None
-        return self.head_dist is not None
-
-    def run_levels(
-        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
-    ) -> tuple[Tensor, dict[int, LevelTokens]]:
-        """Run blocks on the patch grid, as :meth:`VisionModel.run_levels`.
-
-        After a TokenLearner without fuser tokens have no grid, so :attr:`feature_info` ends there.
-        """
-        (x,) = inputs
-        P = self.num_prefix
-        tokens, grid, rotation = self._add_positions(*self.embed(x))
-        tokens, found = self._run(tokens, grid, rotation, wanted, stop)
-        maps = [row[:, P:].reshape(row.shape[0], *grid, row.shape[2]) for row in found]
-        prefixes = [row[:, :P] if P else None for row in found]
-        return self.norm(tokens), dict(zip(wanted, map(LevelTokens, maps, prefixes), strict=True))
-
-    def norm_level(self, index: int, tokens: Tensor) -> Tensor:
-        """Apply the last norm to tokens ``(..., C)``; it fits those of every block."""
-        out: Tensor = self.norm(tokens)
-        return out
+        return super().lacks_visible() or self._overlap
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one, as :meth:`VisionModel.reset_classifier`."""
@@ -566,15 +472,6 @@ class ViT(VisionModel):
         # Levels end before the first merging.
         self.config = dataclasses.replace(self.config, depth=count, token_learner=learner, token_merging=0)
         self._set_merging()
-
-    def layer_groups(self) -> list[list[str]]:
-        """Group the embedding, then each block with the TokenLearner before it, then norm and head."""
-        blocks = [[f"blocks.{i}"] for i in range(len(self.blocks))]
-        for index in range(len(self.token_learners)):
-            at = min(self.learn_at + index, len(blocks) - 1)
-            blocks[at] += [f"token_learners.{index}", f"token_fusers.{index}"]
-        first = ["stem", "patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token"]
-        return group_parameters(self, [first, *blocks, ["norm", "attn_pool", "fc_norm", "head", "head_dist"]])
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]

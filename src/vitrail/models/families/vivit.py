@@ -23,7 +23,6 @@ from vitrail.layers.head import linear_classifier
 from vitrail.layers.init import init_linears
 from vitrail.layers.mixer import call_mixer
 from vitrail.layers.norms import make_norm
-from vitrail.layers.patches import take_patches
 from vitrail.layers.positions import (
     init_position_table,
     resample_positions,
@@ -36,11 +35,12 @@ from vitrail.layers.space_time_attention import AxisAttention, SliceAttention, S
 from vitrail.layers.tap import Grid
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.layers.tubelets import TubeletEmbed, inflate_kernel, init_tubelet_projection, to_triple
-from vitrail.models.base import VisionModel, group_parameters
+from vitrail.models.base import VisionModel
 from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, embeds_prefix
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_rates
-from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream
+from vitrail.models.facts import Ends, FeatureInfo, Stream
 from vitrail.models.family import Family, register_family
+from vitrail.models.isotropic import Isotropic
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.modality import VIDEO, Modality
 from vitrail.models.settings import check_choices
@@ -232,7 +232,7 @@ class TemporalEncoder(nn.Module):
         return out
 
 
-class ViViT(VisionModel):
+class ViViT(Isotropic):
     """Video vision transformer.
 
     Args:
@@ -257,6 +257,7 @@ class ViViT(VisionModel):
         self.sliced = config.attention == "factorised_encoder"
         self.block_prefix = int(config.class_token)
         self.num_prefix = self.block_prefix if config.temporal_depth or not self.sliced else 0
+        self.patch_stride = config.tubelet_size
         uniform = config.embedding == "uniform_frames"
         self.patch_embed = TubeletEmbed(config.in_chans, dim, config.tubelet_size, uniform)
         self.grid = self.patch_embed.grid_of(config.size)
@@ -279,6 +280,91 @@ class ViViT(VisionModel):
         on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
         self.feature_info = [FeatureInfo(f"blocks.{i}", dim, config.tubelet_size) for i in range(on_grid)]
         self._init_weights()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the tokens after the last norm.
+
+        Args:
+            x: Clips, shape ``(B, in_chans, T, H, W)``.
+
+        Returns:
+            Shape ``(B, N, C)``, class token first; for "factorised_encoder" N counts slices of time, for other kinds of
+            attention tubelets or learned tokens.
+
+        Raises:
+            ShapeError: No batch of clips of the right number of bands and type, or smaller than a tubelet.
+        """
+        tokens, grid, _ = self.tokenize(*self.embed(x))
+        return self.finish(self.run_blocks(tokens, grid)[0], grid)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Embed tubelets ``(B, T, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
+        return (self.patch_embed(x),)
+
+    def tokenize(self, patches: Tensor) -> tuple[Tensor, Grid, None]:
+        """Prepend the class token and add positions, as :meth:`Isotropic.tokenize`.
+
+        For "factorised_encoder" each slice of time is a sequence of its own, ``(B * T, P + H * W, C)``.
+        """
+        grid = tuple(patches.shape[1:4])
+        x = patches.flatten(0, 1).flatten(1, 2) if self.sliced else patches.flatten(1, 3)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.pos_drop(self.add_positions(x, grid)), grid, None
+
+    def add_positions(self, x: Tensor, grid: Grid) -> Tensor:
+        """Add the positions of a grid, also to the class token, to tokens ``(B, P + N, C)``."""
+        return x if self.pos_embed is None else x + self._positions(self.pos_embed, grid)
+
+    def _positions(self, table: Tensor, grid: Grid) -> Tensor:
+        """Compute the positions of a grid, for the class token too."""
+        P = self.block_prefix
+        if not self._of_slices:
+            return resample_space_time(table, self.grid, grid, P)
+        space = resample_positions(table, (self.grid[1], self.grid[2]), (grid[1], grid[2]), P)
+        if self.time_embed is None:
+            return space
+        times = resample_time(self.time_embed, grid[0])
+        sums = (times[:, :, None] + space[:, None, P:]).flatten(1, 2)
+        return torch.cat([space[:, :P], sums], dim=1)
+
+    @property
+    def _of_slices(self) -> bool:
+        """Whether the table of positions is that of one slice of time."""
+        return self.sliced or self.config.pos_embed == "space_time"
+
+    def finish(self, x: Tensor, grid: Grid) -> Tensor:
+        """Apply the last norm; for "factorised_encoder" also summarise the slices, and mix them over time."""
+        x = self.norm(x)
+        if self.summary is not None:
+            x = self.summary(x.reshape(-1, grid[0], *x.shape[1:]))
+        return x if self.temporal is None else self.temporal(x)
+
+    def pool(self, features: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
+        """Pool as :meth:`VisionModel.pool`; without a temporal encoder the mean over the slices of time."""
+        if self.sliced and self.temporal is None and self.global_pool == "token":
+            return features.mean(dim=1)
+        return super().pool(features, dims)
+
+    def fuse(self, learned: Tensor, x: Tensor, grid: Grid | None, index: int) -> Tensor:
+        """Spread the learned tokens of each slice of time over its tokens."""
+        assert grid is not None
+        clips = (
+            part.reshape(-1, product(grid) if part is x else grid[0] * self._learned, self.num_features)
+            for part in (learned, x)
+        )
+        spread: Tensor = self.token_fusers[index](*clips, grid[0])
+        return spread.reshape(x.shape)
+
+    @property
+    def _learned(self) -> int:
+        """Learned tokens of a slice of time."""
+        learner = self.config.token_learner
+        return 0 if learner is None else learner.num_tokens
+
+    def learned_grid(self, grid: Grid | None) -> Grid | None:
+        """Return the grid of learned tokens of slices that attend one by one, a column each; None without slices."""
+        return (grid[0], self._learned, 1) if self.sliced and grid is not None else None
 
     def _build_positions(self) -> None:
         kind, dim = self.config.pos_embed, self.config.embed_dim
@@ -309,181 +395,25 @@ class ViViT(VisionModel):
 
     @property
     def ends(self) -> tuple[Ends, ...]:
-        """Tubelets at both ends; none where the last tokens form no grid."""
-        if self.sliced or (self.learn_at <= len(self.blocks) and not self.token_fusers):
-            return ()
-        size = self.config.tubelet_size
-        return (Ends("video", self.num_features, size, self.num_features, size),)
+        """Ends as of :attr:`Isotropic.ends`; none of slices of time."""
+        return () if self.sliced else super().ends
 
     @property
     def reads_class_token(self) -> bool:
         """Not the mean over time of slices, even where each is a class token."""
         return super().reads_class_token and self.num_prefix > 0
 
-    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Embed tubelets ``(B, T, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
-        return (self.patch_embed(x),)
-
-    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """Encode tubelets, after the last norm ``(B, T, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
-        (tubelets,) = embedded
-        tokens, grid = self._add_positions(tubelets)
-        tokens = self.norm(self._run(tokens, grid)[0])
-        return (tokens[:, self.num_prefix :].reshape(tubelets.shape),)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Compute the tokens after the last norm.
-
-        Args:
-            x: Clips, shape ``(B, in_chans, T, H, W)``.
-
-        Returns:
-            Shape ``(B, N, C)``, class token first; for "factorised_encoder" N counts slices of time, for other kinds of
-            attention tubelets or learned tokens.
-
-        Raises:
-            ShapeError: No batch of clips of the right number of bands and type, or smaller than a tubelet.
-        """
-        tokens, grid = self._add_positions(*self.embed(x))
-        return self._finish(self._run(tokens, grid)[0], grid)
-
-    def _add_positions(self, tubelets: Tensor) -> tuple[Tensor, Grid]:
-        """Return tubelets ``(B, T, H, W, C)`` as a sequence with class token and positions; their grid.
-
-        For "factorised_encoder" each slice of time is a sequence of its own, ``(B * T, P + H * W, C)``.
-        """
-        grid = tuple(tubelets.shape[1:4])
-        x = tubelets.flatten(0, 1).flatten(1, 2) if self.sliced else tubelets.flatten(1, 3)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        if self.pos_embed is not None:
-            x = x + self._positions(self.pos_embed, grid)
-        return self.pos_drop(x), grid
-
-    @property
-    def _of_slices(self) -> bool:
-        """Whether the table of positions is that of one slice of time."""
-        return self.sliced or self.config.pos_embed == "space_time"
-
-    def _positions(self, table: Tensor, grid: Grid) -> Tensor:
-        """Compute the positions of a grid, for the class token too."""
-        P = self.block_prefix
-        if not self._of_slices:
-            return resample_space_time(table, self.grid, grid, P)
-        space = resample_positions(table, (self.grid[1], self.grid[2]), (grid[1], grid[2]), P)
-        if self.time_embed is None:
-            return space
-        times = resample_time(self.time_embed, grid[0])
-        sums = (times[:, :, None] + space[:, None, P:]).flatten(1, 2)
-        return torch.cat([space[:, :P], sums], dim=1)
-
-    def _run(
-        self, x: Tensor, grid: Grid, levels: Sequence[int] = (), stop: int | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run all blocks, or a number of them; also give the tokens after the wanted blocks."""
-        found: list[Tensor] = []
-        P = self.block_prefix
-        for i, block in enumerate(self.blocks[:stop]):
-            if self.token_fusers and i >= self.learn_at:
-                learned = self._run_block(block, self._learn(x, grid, i - self.learn_at), self._learned_grid(grid))
-                spread = self._fuse(learned[:, P:], x[:, P:], grid, i - self.learn_at)
-                x = torch.cat([learned[:, :P], x[:, P:] + spread], dim=1)
-            elif i >= self.learn_at:
-                if i == self.learn_at:
-                    x = self._learn(x, grid, 0)
-                x = self._run_block(block, x, self._learned_grid(grid))
-            else:
-                x = self._run_block(block, x, grid)
-            if i in levels:
-                found.append(x)
-        if self.learn_at == len(self.blocks) and stop is None:
-            x = self._learn(x, grid, 0)
-        return x, found
-
-    def _run_block(self, block: nn.Module, x: Tensor, grid: Grid | None) -> Tensor:
-        checkpointing = self.grad_checkpointing and self.training
-        out: Tensor = run_block(block, x, grid, self.block_prefix, checkpointing=checkpointing)
-        return out
-
-    def _learn(self, x: Tensor, grid: Grid, index: int) -> Tensor:
-        """Replace the tokens of each slice of time by learned ones; class tokens stay as they are."""
-        P = self.block_prefix
-        learned = self.token_learners[index](x[:, P:].reshape(-1, *grid, self.num_features))
-        return torch.cat([x[:, :P], learned.reshape(x.shape[0], -1, self.num_features)], dim=1)
-
-    def _fuse(self, learned: Tensor, x: Tensor, grid: Grid, index: int) -> Tensor:
-        """Spread the learned tokens of each slice of time over its tokens."""
-        clips = (
-            part.reshape(-1, product(grid) if part is x else grid[0] * self._learned, self.num_features)
-            for part in (learned, x)
-        )
-        spread: Tensor = self.token_fusers[index](*clips, grid[0])
-        return spread.reshape(x.shape)
-
-    @property
-    def _learned(self) -> int:
-        """Learned tokens of a slice of time."""
-        learner = self.config.token_learner
-        return 0 if learner is None else learner.num_tokens
-
-    def _learned_grid(self, grid: Grid) -> Grid | None:
-        """Return the grid of learned tokens of slices that attend one by one, a column each; None without slices."""
-        return (grid[0], self._learned, 1) if self.sliced else None
-
-    def _finish(self, x: Tensor, grid: Grid) -> Tensor:
-        """Apply the last norm; for "factorised_encoder" also summarise the slices, and mix them over time."""
-        x = self.norm(x)
-        if self.summary is not None:
-            x = self.summary(x.reshape(-1, grid[0], *x.shape[1:]))
-        return x if self.temporal is None else self.temporal(x)
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pooled = self.fc_norm(self.pool(features))
-        out: Tensor = pooled if pre_logits else self.head(self.head_drop(pooled))
-        return out
-
     def lacks_grid(self) -> str:
         """Return the reason why tokens form no grid: slices of time, or a TokenLearner without fuser."""
         if self.sliced:
             return "the last tokens of attention 'factorised_encoder' are slices of time; choose another attention"
-        return (
-            ""
-            if self.ends
-            else (
-                "the tokens after a TokenLearner without fuser form no grid; set token_learner.fuse true, or leave "
-                "token_learner out"
-            )
-        )
+        return super().lacks_grid()
 
     def lacks_visible(self) -> str:
         """Return the reason why all tubelets are needed: a TokenLearner, or attention that is not joint."""
-        if len(self.token_learners):
-            return "a TokenLearner needs all tubelets; leave token_learner out"
         joint = self.config.attention == "joint"
-        return "" if joint else f"attention {self.config.attention!r} needs whole slices of time; choose 'joint'"
-
-    def lacks_positions(self) -> str:
-        """Return the reason why no layer attends among tubelets: learned tokens have no positions."""
-        return "every layer attends among learned tokens, which have no positions" if self.learn_at == 0 else ""
-
-    def forward_visible(self, embedded: Tensor, keep: Tensor) -> Tensor:
-        """Run a subset of the tubelets, as :meth:`VisionModel.forward_visible`.
-
-        Source: Tong et al. 2022, arXiv:2203.12602, section 3.3.
-        """
-        if lack := self.lacks_visible():
-            raise ConfigError(f"forward_visible is not possible: {lack}")
-        x, _ = take_patches(self._add_positions(embedded)[0], None, keep, self.num_prefix)
-        for block in self.blocks:
-            x = self._run_block(block, x, None)
-        out: Tensor = self.norm(x)
-        return out
-
-    def level_module(self, index: int) -> nn.Module:
-        """Return the block, or after a TokenLearner the fuser, which adds to the tubelets beside the block."""
-        learner = index - self.learn_at
-        return self.token_fusers[learner] if self.token_fusers and learner >= 0 else self.blocks[index]
+        lack = "" if joint else f"attention {self.config.attention!r} needs whole slices of time; choose 'joint'"
+        return super().lacks_visible() or lack
 
     def level_as_map(self, index: int, output: Tensor, size: Grid) -> Tensor:
         """View a level as a map, as :meth:`VisionModel.level_as_map`; each slice may be a sequence of its own."""
@@ -496,43 +426,12 @@ class ViViT(VisionModel):
         reads_class = self.config.class_token if self.sliced else self.global_pool == "token"
         return not (reads_class and index == len(self.blocks) - 1)
 
-    def run_levels(
-        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
-    ) -> tuple[Tensor, dict[int, LevelTokens]]:
-        """Run blocks on the grid of tubelets, as :meth:`VisionModel.run_levels`."""
-        (x,) = inputs
-        P, C = self.block_prefix, self.num_features
-        tokens, grid = self._add_positions(*self.embed(x))
-        tokens, found = self._run(tokens, grid, wanted, stop)
-        maps = [row[:, P:].reshape(-1, *grid, C) for row in found]
-        prefixes = [row[:, :P].reshape(x.shape[0], -1, C) if P else None for row in found]
-        features = self.norm(tokens) if stop is not None else self._finish(tokens, grid)
-        return features, dict(zip(wanted, map(LevelTokens, maps, prefixes), strict=True))
-
-    def norm_level(self, index: int, tokens: Tensor) -> Tensor:
-        """Apply the norm of the blocks to tokens ``(..., C)``; it fits those of every block."""
-        out: Tensor = self.norm(tokens)
-        return out
-
-    def pool(self, features: Tensor, dims: tuple[int, ...] = (1,)) -> Tensor:
-        """Pool as :meth:`VisionModel.pool`; without a temporal encoder the mean over the slices of time."""
-        if self.sliced and self.temporal is None and self.global_pool == "token":
-            return features.mean(dim=1)
-        return super().pool(features, dims)
-
-    def layer_groups(self) -> list[list[str]]:
-        """Group the embedding, each block with the TokenLearner before it, those of the temporal encoder, head."""
-        blocks = [[f"blocks.{i}"] for i in range(len(self.blocks))]
-        for index in range(len(self.token_learners)):
-            at = min(self.learn_at + index, len(blocks) - 1)
-            blocks[at] += [f"token_learners.{index}", f"token_fusers.{index}"]
-        first = ["patch_embed", "pos_embed", "time_embed", "cls_token"]
-        last = ["norm", "attn_pool", "fc_norm", "head"]
-        if self.temporal is not None:
-            blocks.append(["norm", "temporal.cls_token", "temporal.pos_embed"])
-            blocks += [[f"temporal.blocks.{i}"] for i in range(len(self.temporal.blocks))]
-            last = ["temporal.norm", *last[1:]]
-        return group_parameters(self, [first, *blocks, last])
+    def later_groups(self) -> list[list[str]]:
+        """Return groups of the temporal encoder: its embedding, then its blocks."""
+        if self.temporal is None:
+            return []
+        first = ["norm", "temporal.cls_token", "temporal.pos_embed"]
+        return [first, *([f"temporal.blocks.{i}"] for i in range(len(self.temporal.blocks)))]
 
     def adapt_state(self, state: dict[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
         """Complete a ViT's checkpoint: the parts that see time keep their fresh weights, or start from those of space.
