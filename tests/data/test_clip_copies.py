@@ -163,7 +163,7 @@ def _mixed(seed, scenes, number=6):
     return [clips[i] for i in rng.permutation(len(clips))]
 
 
-@pytest.mark.parametrize(("seed", "scenes"), fast_first([(0, 2), (3, 1000), (1, 4), (2, 6)], 2))
+@pytest.mark.parametrize(("seed", "scenes"), fast_first([(0, 2), (2, 6), (1, 4), (3, 1000)], 2))
 def test_the_search_by_hashes_finds_what_the_comparison_of_all_finds(monkeypatch, seed, scenes):
     clips = _mixed(seed, scenes)
     every = copies._propose(clips)

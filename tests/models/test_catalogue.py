@@ -43,7 +43,7 @@ def test_variants_say_what_is_registered(name):
     assert variant.published == family.published.get(name), STALE
 
 
-@pytest.mark.fast_cases("pointnet_cls", "vit_tiny_patch16_224", "vn_dgcnn_mean")
+@pytest.mark.fast_cases("pointnet_cls", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "vn_dgcnn_mean")
 @pytest.mark.parametrize("name", _smallest())
 def test_smallest_of_each_family_costs_what_is_said(name):
     assert read_catalogue().variants[name] == describe_variant(name), STALE

@@ -103,6 +103,7 @@ def test_evaluation_changes_nothing_and_repeats(model):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_levels_can_be_chosen(model):
     model.eval()
     inputs = _inputs(model)
@@ -119,6 +120,7 @@ def test_levels_can_be_chosen(model):
         model.forward_intermediates(*inputs, indices=[len(levels)], intermediates_only=True)
 
 
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_layer_groups_hold_every_parameter_once(model):
     names = [name for name, _ in model.named_parameters()]
     groups = model.layer_groups()
@@ -145,6 +147,7 @@ def test_classifier_can_be_replaced(model):
         assert model(*(x.double() for x in inputs)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_grad_checkpointing_gives_the_same_gradients(model):
     inputs = _inputs(model)
     model.train()

@@ -115,7 +115,7 @@ def attend_slowly(attention, x):
     heads = attention.num_heads
     q, k, v = (t.view(B, H, W, heads, C // heads) for t in attention.qkv(x).chunk(3, dim=-1))
     table = attention.rel_pos.relative_position_bias_table
-    scale = C**-0.5 if attention.factor != 1.0 else (C // heads) ** -0.5
+    scale = C**-0.5 if attention.score_scale != 1.0 else (C // heads) ** -0.5
     out = torch.empty_like(q)
     tokens = [(i, j) for i in range(H) for j in range(W)]
     for i, j in tokens:
