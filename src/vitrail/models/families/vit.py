@@ -305,14 +305,15 @@ class ViT(Isotropic):
 
     def tokenize(self, patches: Tensor) -> tuple[Tensor, Grid, Tensor | None]:
         """Prepend class and register tokens and add positions, as :meth:`Isotropic.tokenize`."""
-        grid, tokens = tuple(patches.shape[1:3]), patches.flatten(1, 2)
+        # One by one, as torch.fx cannot iterate over a shape.
+        grid, tokens = (patches.shape[1], patches.shape[2]), patches.flatten(1, 2)
         if self.config.no_embed_class:
             tokens = self.prepend_tokens(self.add_positions(tokens, grid))
         else:
             tokens = self.add_positions(self.prepend_tokens(tokens), grid)
         rotation = None
         if self.config.pos_embed == "rope":
-            rotation = rotary_positions((grid[0], grid[1]), self.config.embed_dim // self.config.num_heads, tokens)
+            rotation = rotary_positions(grid, self.config.embed_dim // self.config.num_heads, tokens)
         return self.pos_drop(tokens), grid, rotation
 
     def prepend_tokens(self, x: Tensor) -> Tensor:
