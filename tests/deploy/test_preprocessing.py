@@ -16,11 +16,14 @@ from vitrail.data.images import read_image, resize_picture
 from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.edges import edges
+from vitrail.deploy.export import convert
+from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.photographs import encoded_source, read_photographs
 from vitrail.deploy.export.pixels import PreparePixels, ResizeStored
 from vitrail.deploy.export.stored import StoredPixels, stored_pixels
+from vitrail.models import create_model
 from vitrail.runs.images import open_images
-from vitrail.runs.trained import ModelCard, StreamCard, load_trained
+from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel, load_trained
 
 SIZES = [(1, 5), (5, 1), (3, 200), (20, 24), (24, 20), (33, 47), (64, 64), (100, 30), (231, 347), (600, 400)]
 TARGETS = [(24, 24), (20, 40), (33, 17), (7, 7)]
@@ -53,9 +56,13 @@ def test_pictures_are_resized_to_the_same_levels(target, how):
 @pytest.mark.fast_cases("levels")
 @pytest.mark.parametrize("filter", ["levels", "bilinear", "bicubic"])
 def test_the_traced_resize_takes_photographs_of_any_size(filter):
-    resize, sides = ResizeStored(stored(filter, (20, 40))), {2: "height", 3: "width"}
-    axes = {0: torch.export.Dim("batch", min=0, max=64)}
-    axes |= {axis: torch.export.Dim(side, min=1, max=65535) for axis, side in sides.items()}
+    card = ModelCard("vit", {}, ("a", "b"), {"image": StreamCard(RGB, (0.4,) * 3, (0.2,) * 3, (20, 40))})
+    model = create_model("vit", img_size=(20, 40), patch_size=20, embed_dim=8, depth=1, num_heads=1, num_classes=2)
+    own = {"image": stored(filter, (20, 40))}
+    graph = ExportGraph(TrainedModel(model, card.normalization(), card), {"image": torch.uint8}, own)
+    photographs, resize = graph.inputs[0], ResizeStored(own["image"])
+    assert photographs.shape == (None, 3, None, None)
+    axes = {axis: convert._free_size(graph, photographs, axis) for axis in (0, 2, 3)}
     program = torch.export.export(resize, (pixels((45, 61))[None].repeat(2, 1, 1, 1),), dynamic_shapes=(axes,)).module()
     for size in SIZES:
         assert torch.equal(program(pixels(size)[None]), resize(pixels(size)[None]))
