@@ -101,7 +101,7 @@ class Result:
 
     Attributes:
         pretraining: Images that the model was pre-trained on; "ImageNet-1k" where it was trained on them alone.
-        top1: In per cent.
+        top1: Top-1 accuracy in per cent.
         source: Paper, and the table where one is named.
     """
 

@@ -7,7 +7,7 @@ def format_duration(seconds: float) -> str:
     """Format a duration for people: ``45 s``, ``12 min`` or ``3.4 h``.
 
     Args:
-        seconds: At least 0.
+        seconds: Duration in seconds, at least 0.
     """
     if seconds < 90:
         return f"{seconds:.0f} s"

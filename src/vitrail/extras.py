@@ -14,7 +14,7 @@ _REPORTING = ("openvino", "nncf")
 
 
 def send_no_usage_reports() -> None:
-    """Let OpenVINO and NNCF send reports of their use only if their user has agreed to it (``opt_in_out --opt_in``).
+    """Disable usage reports of OpenVINO and NNCF unless their user has agreed to them (``opt_in_out --opt_in``).
 
     They ask nobody: without an answer they send, each time by a process of its own. Call this before they are imported.
     """

@@ -38,7 +38,7 @@ def is_lfs_pointer(content: str | Path | bytes) -> bool:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it replaces ``path`` in one step, on error it goes.
+    """Yield a temporary path beside ``path``; on success it replaces ``path`` in one step, on error it is removed.
 
     Args:
         path: The final name. Its folder is created when missing.

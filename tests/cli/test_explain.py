@@ -168,7 +168,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
         (["--set", "layer=x"], 2, "METHOD.KEY=VALUE"),
         (["--method", "probe_signed", "--target", "green"], 2, "no class 'green'.*dark, light .or by index, 0 to 1"),
         (["--method", "probe_signed", "--target", "2"], 2, "no class '2'"),
-        (["--target", "dark"], 2, "rollout explains no class"),
+        (["--target", "dark"], 2, "does not apply to rollout"),
         (["--method", "rollout", "probe_refused"], 2, "it fits no model"),
         (["--masks", "x"], 2, "--masks has no effect without --measure"),
         (["--size", "1", "2", "3"], 2, "--size takes one number"),

@@ -308,7 +308,7 @@ def test_home_is_the_home_folder(place, tmp_path, monkeypatch):
         ({"variants": {"x": {"trainer.max_epoch": 3}}}, r"variant x: .*max_epoch; did you mean 'max_epochs'"),
         ({"variants": {"x": {"traner.max_epochs": 3}}}, r"names no setting; did you mean 'trainer'"),
         ({"variants": {"x": {"depth": 3}}}, "settings are named PART.SETTING"),
-        ({"variants": {"x": {"model.depth.more": 3}}}, "lies below depth, which is 2"),
+        ({"variants": {"x": {"model.depth.more": 3}}}, "depth is 2, which has no nested settings"),
         ({"variants": {"x": {"run.seed": 3}}}, "run.seed is set by the suite; use the key 'seeds'"),
         ({"variants": {"x": {"model.weights": "pretrained:no"}}}, "names no entry of pretrained"),
         ({"variants": {"x": {"evaluate.tta": "flip"}}}, "flips"),

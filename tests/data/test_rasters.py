@@ -215,7 +215,7 @@ def test_resizing_a_ramp_keeps_it_a_ramp(how):
 def test_the_config_says_what_does_not_fit():
     for settings, message in (
         ({"bands__wavelengths": (1.0,)}, "data.bands.names must be given"),
-        ({"bands__names": ("a", "b"), "bands__wavelengths": (1.0,)}, "2 numbers, one a band"),
+        ({"bands__names": ("a", "b"), "bands__wavelengths": (1.0,)}, "2 numbers, one per band"),
         ({"bands__names": ("a", "a")}, "different names"),
         ({"bands__use": ()}, "at least one name"),
         ({"scale": 0.0}, "above 0"),

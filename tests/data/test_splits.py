@@ -189,7 +189,7 @@ def test_a_class_that_no_held_out_group_has_is_named(tmp_path):
     table.loc[table["group"] == sorted(of)[0], "label"] = "rare"
     table.to_csv(settings["path"], index=False)
     lines = describe_split(open_data(data_config(**settings), (8, 8)))
-    assert "test has no image of rare (3 images in all): nothing is measured of them there" in lines
+    assert "test has no image of rare (3 images in all); they are not evaluated there" in lines
     table.loc[0, "group"] = ""
     table.to_csv(settings["path"], index=False)
     with pytest.raises(DataError, match=r"1 image has no group.*\(data\.split stratified\)"):

@@ -196,7 +196,7 @@ def test_programs_have_a_free_batch(settings):
 @pytest.mark.parametrize(
     ("family", "settings", "r", "message"),
     [
-        ("vit", {}, -1, r"token_merging must be a whole number of at least 0, or one a block, got \[-1\]"),
+        ("vit", {}, -1, r"token_merging must be a whole number of at least 0, or one per block, got \[-1\]"),
         ("vit", {}, [1, 2], "token_merging has 2 numbers for 3 blocks"),
         ("vit", {}, True, "token_merging must be a whole number"),
         ("vit", {"pos_embed": "rope", "num_heads": 6}, 2, "cannot average the rotations"),

@@ -32,7 +32,7 @@ class Examples:
     """A few images of one run, with the predictions of its model.
 
     Attributes:
-        images: For display, shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
+        images: Displayable images, shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
         titles: True class, and the predicted one where it differs.
         inputs: The model's, normalised, each of shape ``(n, C, H, W)``.
         indices: Indices into the data.

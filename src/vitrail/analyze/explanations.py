@@ -77,7 +77,7 @@ def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
     """
     if not any(get_method(method).by_class for method in methods):
         raise ConfigError(
-            f"--target {name} has no use: {', '.join(methods)} explains no class but the model as a whole; leave it out"
+            f"--target {name} does not apply to {', '.join(methods)}: explains the whole model, not a class; omit it"
         )
     return class_index(name, card.classes)
 

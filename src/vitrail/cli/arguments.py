@@ -113,7 +113,7 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     """Read ``KEY=VALUE`` words, as the option ``--set`` takes them.
 
     Args:
-        words: For example ``["depth=6", "depths=[2,2,6,2]"]``.
+        words: Arguments, for example ``["depth=6", "depths=[2,2,6,2]"]``.
 
     Returns:
         Settings by name, values by YAML's core schema, lists as tuples.

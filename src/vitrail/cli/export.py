@@ -159,7 +159,7 @@ def _export(arguments: Namespace, budget: float, image_size: ImageSize) -> int:
 
 
 def _slower(exported: Exported) -> str | None:
-    """Say that a forced engine is slower than the run, beyond the noise of speeds."""
+    """Warn that a forced engine is slower than the run, beyond the noise of speeds."""
     chosen = next(result.name for result in exported.results if result.chosen)
     slower = exported.measured[chosen].slower
     return f"slower than the run itself: {slower}; --format auto looks for a faster engine" if slower else None

@@ -195,7 +195,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.no_time:
         for option in ("image", "spectral", "figures"):
             if getattr(arguments, option):
-                raise ConfigError(f"--no-time runs without values, so --{option} has no use; leave out --{option}")
+                raise ConfigError(f"--{option} cannot be combined with --no-time; omit one of them")
     if arguments.figures is None:
         return
     if Path(arguments.figures).exists() and not Path(arguments.figures).is_dir():

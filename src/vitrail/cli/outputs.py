@@ -19,7 +19,7 @@ class Kind:
     """Kind of output.
 
     Attributes:
-        name: For errors, with its article.
+        name: Name with its article, for errors.
         is_one: Whether a file that begins with these bytes is such an output of vitrail.
     """
 

@@ -19,7 +19,7 @@ def split_words(words: Sequence[str], prefixes: Sequence[str] = ("--",)) -> tupl
     """Split a command line into settings and everything else.
 
     Args:
-        words: For example ``["r.yaml", "--data.path", "photos #2", "--trainer.max_epochs=3"]``.
+        words: Arguments, for example ``["r.yaml", "--data.path", "photos #2", "--trainer.max_epochs=3"]``.
         prefixes: Beginnings of the words that name a setting.
 
     Returns:
@@ -62,12 +62,12 @@ def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any], where:
 
     Args:
         content: The values.
-        layers: From the most general to the most specific: ``part.setting`` (or deeper,
+        layers: Changes, from the most general to the most specific: ``part.setting`` (or deeper,
             ``data.augmentation.mixup``) -> value; or ``model`` -> the whole part.
         where: Origin of the layers, for errors; ends in ": ".
 
     Raises:
-        ConfigError: A name that is not of this form or lies below a value that has no parts, or a setting that a layer
+        ConfigError: A name of another form, or below a value without nested settings, or a setting that a layer
             gives twice.
     """
     result: dict[str, Any] = copy.deepcopy(dict(content))
@@ -95,7 +95,7 @@ def _set(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
         inner[part] = {} if inner.get(part) is None else inner[part]
         inner = inner[part]
         if not isinstance(inner, dict):
-            raise ConfigError(f"{where}{dotted} lies below {part}, which is {inner!r} and has no parts")
+            raise ConfigError(f"{where}{dotted}: {part} is {inner!r}, which has no nested settings")
     inner[parts[-1]] = merge(inner.get(parts[-1]), value)
 
 

@@ -65,7 +65,8 @@ class DataConfig:
         img_size: Height and width in pixels that images are brought to; the model's when not given.
         color: Bands of a folder's images: "rgb" (3) or "gray" (1).
         scale: Value that becomes 1 (with ``values.offset``: the difference between the values that become 0 and 1), for
-            all bands or one a band. Not needed for 8 bits and where files bring a scale and offset of their own (GDAL),
+            all bands or one per band. Not needed for 8 bits and where files bring a scale and offset of their own
+                (GDAL),
             which are applied first; of 16-bit integers of one type throughout their largest is used, and logged.
         split: Method that splits images without a given split. "auto": a scene by blocks, images with groups (a column
             or ``splitting.group``) grouped, others stratified; the run's recipe records which. "stratified": each image
@@ -283,7 +284,7 @@ class DataConfig:
             if config.wavelengths is not None:
                 name, nm = f"data.{group}.wavelengths", config.wavelengths
                 require(config.names is not None, f"data.{group}.names", f"given where {name} are", config.names)
-                require(len(nm) == len(config.names), name, f"{plural(len(config.names), 'number')}, one a band", nm)
+                require(len(nm) == len(config.names), name, f"{plural(len(config.names), 'number')}, one per band", nm)
                 require(all(0 < v < math.inf for v in nm), name, "above 0 and finite, in nm", nm)
             for leaf in ("names", "use"):
                 name, given = f"data.{group}.{leaf}", getattr(config, leaf)

@@ -39,7 +39,7 @@ class BandsConfig:
     Attributes:
         names: Names of the bands in the images, in the files' order. Naming them is how TIFF files of any number of
             bands and of 8, 16 or 32 bits are read; without names images are pictures of the bands of ``color``.
-        files: For images with one file per band: a regular expression with a group named "band",
+        files: Pattern of images with one file per band: a regular expression with a group named "band",
             searched in a file's name (or else in its path), for example ``Ch(?P<band>[0-9])_``. Files whose names
             differ in that group alone are one image. ``names`` gives what the group holds, in the wanted order, or
             other names in its natural order.
@@ -61,7 +61,7 @@ class ValuesConfig:
     """Range of the stored values.
 
     Attributes:
-        offset: Value that becomes 0, for all bands or one a band; 0 when not given.
+        offset: Value that becomes 0, for all bands or one per band; 0 when not given.
         range: ``[low, high]`` in place of scale and offset: the values that become 0 and 1; or such a pair a band.
         nodata: Stored values that are not measurements (a number, nan, inf, or several), besides those that files
             declare (GDAL_NODATA, masks, alpha); ``[]`` ignores what files declare. Such pixels are left out of

@@ -110,7 +110,7 @@ def rename_options(words: Sequence[str]) -> list[str]:
     """Translate the options among the words of a command line, and report those that were renamed.
 
     Args:
-        words: For example ``["runs/x", "--data.on_unreadable", "skip"]``.
+        words: Arguments, for example ``["runs/x", "--data.on_unreadable", "skip"]``.
 
     Raises:
         ConfigError: A setting is given by both names.

@@ -28,8 +28,8 @@ class ModelConfig:
             "student.backbone"). When not given, an average of the weights or a teacher comes first; the run says so.
         allow_missing: Names or shell patterns of the model's keys that the weights may lack.
         allow_unexpected: Names or shell patterns of keys of the weights that may be left out.
-        normalization: By what images are normalised: statistics of the "data", or the mean and standard deviation that
-            the "weights" give, stream by stream. Where the two differ, the run prints both.
+        normalization: Statistics for the normalisation of images: those of the "data", or the mean and standard
+            deviation that the "weights" give, stream by stream. Where the two differ, the run prints both.
         new_head: Whether the classifier starts fresh, or with the weights' own (of as many classes).
         bands_rule: Rule that converts kernels for the weights' bands to the data's, where these differ: "mean"
             (every band gets the mean kernel), "repeat" (the kernels in turn) or "wavelength" (interpolated at
@@ -225,18 +225,18 @@ class TrainerConfig:
             learning rate then falls by the clock. 0 for no limit.
         learning_rate: Learning rate of AdamW after the warm-up; "auto" tries a range of rates in 80 steps and takes one
             between that at which the loss falls fastest and that at which it is lowest.
-        min_learning_rate: At the end of the cosine; the lowest of the other schedules.
+        min_learning_rate: Final learning rate of the cosine; the lowest one of the other schedules.
         schedule: Learning rate after the warm-up: "cosine" to min_learning_rate, "multistep" (times ``gamma`` after
             each of ``milestones``), "step" (times ``gamma`` every ``step_size`` epochs) or "constant".
         milestones: Epochs of schedule multistep, increasing.
         step_size: Epochs between two steps of schedule step.
         gamma: Factor of each step, above 0 and below 1; 0.1 when not given.
-        weight_decay: On weights; biases, norms, positions and class tokens have none.
+        weight_decay: Weight decay of AdamW; biases, norms, positions and class tokens have none.
         layer_decay: Factor on the learning rate from each group of layers to the one before it, the classifier's
             being 1; below 1 for fine-tuning.
         freeze_epochs: Epochs at the start in which the classifier alone is trained.
-        unfreeze_every: After these, epochs until one more group of layers is trained, from the classifier back to the
-            patches; 0 trains all of them at once.
+        unfreeze_every: Epochs, after ``freeze_epochs``, until one more group of layers is trained, from the classifier
+            back to the patches; 0 trains all of them at once.
         accumulate: Steps whose gradients are added up before the weights move.
         ema_decay: Decay of the exponential moving average of the weights, which is validated and kept in place of the
             weights themselves; 0 for none.
@@ -244,7 +244,7 @@ class TrainerConfig:
         compile: Compile the model with torch.compile: slower to begin, and at each size of images, faster after that.
         progressive_sizes: Heights of smaller images to train on first, in equal parts of the epochs before the last
             part, which is at the full size; validation is at the full size always.
-        warmup_epochs: Over which the learning rate rises linearly from near 0.
+        warmup_epochs: Epochs in which the learning rate rises linearly from near 0.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         early_stopping_patience: Epochs without a better value before it stops; 0 never stops early.
         early_stopping_monitor: Validation value for early stopping, as for ``monitor``.
@@ -395,8 +395,8 @@ class RunConfig:
         explain_images: Number of fixed validation images whose attribution maps are drawn during training, into
             figures/explanations (and to TensorBoard); 0 for none. Training does not depend on it.
         explain_every: Epochs from one drawing to the next; the last is always drawn.
-        explain_method: By which method (``vitrail explain --methods`` lists them), each image for its own class where
-            the method explains one; "auto" is rollout where the model has one, else gradcam.
+        explain_method: Attribution method (``vitrail explain --methods`` lists them), each image for its own class
+            where the method explains one; "auto" is rollout where the model has one, else gradcam.
     """
 
     dir: str | None = None

@@ -88,7 +88,7 @@ class Audit:
         images: Number of images compared.
         unreadable: Files that cannot be read, and why.
         splits: Images of each split.
-        balance: For each class, the images of each split.
+        balance: Images of each split, for each class.
         duplicates: Groups of the same or nearly the same images.
         shared_groups: Groups (of the data's own) that lie in several splits, with these splits.
         sizes: Height and width of images, and how many are of that size; the most frequent first.

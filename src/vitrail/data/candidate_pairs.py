@@ -90,7 +90,7 @@ def similar_pairs(small: Thumbnails, starts: Integers) -> Iterator[Candidates]:
 
     Args:
         small: Gray thumbnails, shape ``(N, 32, 32)``.
-        starts: For each row the first row that it is compared with, ascending, shape ``(N,)``.
+        starts: First row that each row is compared with, ascending, shape ``(N,)``.
     """
     if len(small) >= 2:
         every = np.arange(len(small))

@@ -75,7 +75,7 @@ class Reduction:
 
 
 def draft(image: Image.Image, size: tuple[int, int] | None) -> None:
-    """Ask for a decoding of at least :data:`FACTOR` times a size; formats other than JPEG are decoded in full.
+    """Request decoding at :data:`FACTOR` times a size or more; formats other than JPEG are decoded in full.
 
     Args:
         image: An image that is not loaded.

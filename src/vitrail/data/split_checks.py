@@ -161,5 +161,5 @@ def _on_classes(data: ImageData, held_out: Sequence[str]) -> list[str]:
         if lacking:
             named = few([f"{source.classes[i]} ({plural(whole[i], 'image')} in all)" for i in lacking])
             fold = "" if data.config.splitting.fold is None else f" of fold {data.config.splitting.fold}"
-            lines.append(f"{split}{fold} has no image of {named}: nothing is measured of them there")
+            lines.append(f"{split}{fold} has no image of {named}; they are not evaluated there")
     return lines

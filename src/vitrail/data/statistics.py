@@ -35,8 +35,8 @@ class BandStatistics:
 
     Attributes:
         name: The band's.
-        wavelength: In nm, where it is known.
-        mean: Over all pixels.
+        wavelength: Wavelength in nm, where it is known.
+        mean: Mean over all pixels.
         std: Likewise; 1 for a constant band.
         mean_inside: Mean over the pixels that are neither 0 nor 1.
         std_inside: Likewise.
@@ -69,7 +69,7 @@ class StreamStatistics:
 
     Args:
         bands: Names of the bands.
-        wavelengths: In nm, where they are known.
+        wavelengths: Wavelengths in nm, where they are known.
     """
 
     def __init__(self, bands: Sequence[str], wavelengths: Sequence[float] | None = None) -> None:

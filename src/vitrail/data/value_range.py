@@ -43,7 +43,7 @@ class ValueRange:
     """Stored values that map to 0 and 1.
 
     Attributes:
-        low: Value that becomes 0, one for all bands or one a band.
+        low: Value that becomes 0, one for all bands or one per band.
         high: Value that becomes 1, likewise.
         kind: Reason for the range: a type ("bool", "uint8", "uint16", "int16"), or "physical" (the files' own scale and
             offset); None where the recipe states it.
@@ -118,7 +118,7 @@ class ValueRule:
         if given not in (1, number):
             raise ConfigError(
                 f"{self.name_of(name)} has {plural(given, 'entry', 'entries')} and the images have "
-                f"{plural(number, 'band')}; give one for all bands or one a band"
+                f"{plural(number, 'band')}; give one for all bands or one per band"
             )
 
     def range_of(self, kind: str, physical: bool, number: int) -> ValueRange | None:

@@ -79,7 +79,7 @@ def clip_part_cells(frames: Array, parts: Array) -> tuple[list[list[Cell | None]
 
 
 def animated_overlay(frames: Array, heat: Array, signed: bool, least: int = _SIDE) -> npt.NDArray[np.uint8]:
-    """Lay one method's map over the frames of a clip, beside the clip itself, on one scale for all frames.
+    """Overlay one method's map on the frames of a clip, beside the clip itself, on one scale for all frames.
 
     Args:
         frames: Shape ``(T, H, W)`` or ``(T, H, W, 3)``, in 0..1.
@@ -94,7 +94,7 @@ def animated_overlay(frames: Array, heat: Array, signed: bool, least: int = _SID
 
 
 def _overlay_frames(frames: Array, maps: Sequence[Array | None], signed: bool, factor: int) -> npt.NDArray[np.uint8]:
-    """Lay maps over enlarged frames of a clip, side by side; None leaves the frames as they are."""
+    """Overlay maps on enlarged frames of a clip, side by side; None leaves the frames as they are."""
     # All frames one below the other are one picture with one scale.
     tall = frames.reshape(-1, *frames.shape[2:])
     flat = [None if heat is None else heat.reshape(tall.shape[:2]) for heat in maps]

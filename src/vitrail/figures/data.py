@@ -26,7 +26,7 @@ def class_balance(balance: Mapping[str, Mapping[str, int]], splits: Sequence[str
 
     Args:
         balance: Class -> split -> number of images.
-        splits: In the order of the bars' parts.
+        splits: Names of the splits, in the order of the bars' parts.
     """
     figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(balance)), layout="constrained")
     axis = figure.subplots()
@@ -55,8 +55,8 @@ def image_sizes(height: npt.NDArray[Any], width: npt.NDArray[Any], number: npt.N
     """Draw height against width, a mark a size, its area by the number of images.
 
     Args:
-        height: In pixels, shape ``(sizes,)``.
-        width: In pixels, shape ``(sizes,)``.
+        height: Heights in pixels, shape ``(sizes,)``.
+        width: Widths in pixels, shape ``(sizes,)``.
         number: Images of each size, shape ``(sizes,)``.
     """
     figure = Figure(figsize=(4.4, 3.9), layout="constrained")

@@ -37,9 +37,9 @@ def draw_diagram(boxes: Sequence[Box], arrows: Sequence[tuple[str, str, str]], t
     """Draw boxes in layers from top to bottom, each below all that it reads.
 
     Args:
-        boxes: In an order in which each comes after those that it reads.
+        boxes: Boxes in topological order: each after those that it reads.
         arrows: Name of the source, of the target, and label.
-        title: Above the figure.
+        title: Title of the figure.
     """
     layers = _layers(boxes, arrows)
     rows: dict[int, list[str]] = {}

@@ -50,5 +50,5 @@ def square_of_frames(clips: Tensor) -> Tensor:
 
 
 def flat_maps(maps: Tensor) -> Tensor:
-    """Bring maps to the layout of the pictures: ``(n, H, W)`` as they are, of clips, ``(n, T, H, W)``, as strips."""
+    """Convert maps to the layout of the pictures: ``(n, H, W)`` as they are, of clips, ``(n, T, H, W)``, as strips."""
     return maps if maps.ndim == 3 else film_strip(maps[:, None])[:, 0]

@@ -48,7 +48,7 @@ class Cell:
         picture: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
         heat: The map over it, shape ``(H, W)``.
         signed: Whether the map holds evidence for and against.
-        title: Above it.
+        title: Title above the panel.
         level: Value of the map at the line; by default that which its top 10 % of pixels exceed.
     """
 
@@ -94,7 +94,7 @@ def draw_cells(cells: Sequence[Sequence[Cell | None]], labels: Sequence[str], un
         cells: Row by row; None leaves a panel empty.
         labels: One for each row.
         unit: Unit of the maps, :data:`EVEN` or :data:`RANK`.
-        title: Above all.
+        title: Title of the figure.
     """
     present = [cell for row in cells for cell in row if cell is not None]
     ratio = np.mean([cell.picture.shape[0] / cell.picture.shape[1] for cell in present])
@@ -196,7 +196,7 @@ def _parts(items: list[Any]) -> list[list[Any]]:
 
 
 def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: bool, least: int = 448) -> Array:
-    """Lay one method's map over an image as plain pixels, streams side by side, from its smallest to its largest value.
+    """Overlay one method's map on an image, streams side by side; colours span its smallest to largest value.
 
     Args:
         pictures: One for each stream.

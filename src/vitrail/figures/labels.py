@@ -61,7 +61,7 @@ def legend_below(figure: Figure, keys: Sequence[Any]) -> None:
     """Add a legend below the axes in as many columns as fit, and make the figure taller by its lines.
 
     Args:
-        figure: In constrained layout.
+        figure: Figure in constrained layout.
         keys: Artists with labels.
     """
     widest = max((_lines_width(str(key.get_label())) for key in keys), default=1)
@@ -75,7 +75,7 @@ def legend_beside(figure: Figure, keys: Sequence[Any]) -> None:
     """Add a legend to the right of the axes, and make the figure wider by its columns.
 
     Args:
-        figure: In constrained layout.
+        figure: Figure in constrained layout.
         keys: Artists with labels.
     """
     rows = max(1, int((figure.get_figheight() - 0.2) / _LINE))

@@ -52,7 +52,7 @@ def draw_published(points: Sequence[CostPoint], note: str) -> Figure:
 
     Args:
         points: Published results and own runs.
-        note: Below the title.
+        note: Note below the title.
     """
     axes_shown = [axis for axis in _AXES if any(getattr(point, axis[0]) for point in points)]
     figure = Figure(figsize=(4.4 * len(axes_shown), 4.6), layout="constrained")

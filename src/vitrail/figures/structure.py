@@ -82,7 +82,7 @@ def draw_filters(filters: Sequence[Filters], note: str) -> Figure:
 
     Args:
         filters: Components of each stream.
-        note: Below the figure.
+        note: Note below the figure.
     """
     grids = [_filter_cells(one) for one in filters]
     heights = [0.82 * len(cells) + 0.3 for cells, _ in grids]
@@ -144,10 +144,10 @@ def draw_by_head(layers: Sequence[LayerValues], title: str, unit: str, note: str
     """Draw a value of each head by layer: mean and standard deviation over images, beside uniform attention.
 
     Args:
-        layers: In the order of the model.
+        layers: Values of each layer, in the order of the model.
         title: Title of the figure.
         unit: Unit of the values.
-        note: Below the figure.
+        note: Note below the figure.
     """
     figure = Figure(figsize=(min(max(5.5, 0.45 * len(layers) + 2), 14), 4.0), layout="constrained")
     axis = figure.subplots()
@@ -188,9 +188,9 @@ def draw_focus(layers: Sequence[Focus], targets: Sequence[str], note: str) -> Fi
     """Draw the attention of each head as a stacked bar by target, and that of uniform attention beside each layer.
 
     Args:
-        layers: In the order of the model.
+        layers: Values of each layer, in the order of the model.
         targets: Names of the targets.
-        note: Below the figure.
+        note: Note below the figure.
     """
     bars = sum(len(layer.shares) + 2 for layer in layers)
     figure = Figure(figsize=(min(max(6.0, 0.14 * bars + 1.5), 16), 4.0), layout="constrained")
@@ -225,7 +225,7 @@ def draw_position_similarity(name: str, chosen: Array, similarity: Array, note: 
         name: Name of the table.
         chosen: Row and column of each drawn position, shape ``(rows, columns, 2)``.
         similarity: Cosine similarities, shape ``(rows, columns, h, w)``.
-        note: Below the figure.
+        note: Note below the figure.
     """
     rows, columns = similarity.shape[:2]
     figure = Figure(figsize=(0.62 * columns + 1.6, 0.62 * rows + 1.2), layout="constrained")
@@ -253,7 +253,7 @@ def draw_relative_tables(tables: Sequence[tuple[str, Array]], note: str) -> Figu
 
     Args:
         tables: Layer and its table, shape ``(heads, 2 wh - 1, 2 ww - 1)``.
-        note: Below the figure.
+        note: Note below the figure.
     """
     rows = spread(len(tables), _MOST_ROWS)
     chosen = [tables[i] for i in rows]
@@ -290,7 +290,7 @@ def draw_cka(matrix: Array, rows: Sequence[str], columns: Sequence[str], names: 
         rows: Layers of the first model.
         columns: Layers of the second model, or of the same.
         names: Names of both models.
-        note: Below the figure.
+        note: Note below the figure.
     """
     side = 0.3 * max(len(rows), len(columns))
     figure = Figure(figsize=(min(max(4.8, side + 2.2), 12), min(max(4.2, side + 1.8), 11)), layout="constrained")

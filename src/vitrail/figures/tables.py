@@ -19,8 +19,9 @@ class Column:
     """How a column is shown.
 
     Attributes:
-        name: In the table; with ``low`` and ``high`` beside it, as ``NAME_low`` or by their own names.
-        heading: For people.
+        name: Name of the column in the table; with ``low`` and ``high`` beside it, as ``NAME_low`` or by their own
+            names.
+        heading: Heading on the page.
         form: "text", "share" (0 to 1), "error" (a small share), "number", "count", or a function that formats a number.
         low: Column with the lower end of its interval; shown with it where there is one.
         high: Column with the upper end.

@@ -195,5 +195,5 @@ def head_norm(dim: int, options: AttentionOptions) -> nn.Module:
 
 
 def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a boolean mask (True: masked) into the bias that applies it: 0 or minus infinity."""
+    """Convert a boolean mask (True: masked) to the bias that applies it: 0 or minus infinity."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))

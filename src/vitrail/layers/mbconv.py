@@ -246,5 +246,5 @@ class Stem(nn.Module):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Bring a map into the memory order of tokens; torch takes an image of one band for contiguous and leaves it so."""
+    """Convert a map to the memory order of tokens; torch leaves an image of one band, which it takes for contiguous."""
     return x if in_transform() else x.contiguous(memory_format=torch.channels_last)

@@ -131,7 +131,7 @@ def rotary_positions(grid: tuple[int, int], dim: int, like: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor, num_prefix: int = 0) -> Tensor:
-    """Turn queries or keys by their positions; channel ``i`` pairs with channel ``i + d / 2``.
+    """Rotate queries or keys by their positions (RoPE); channel ``i`` pairs with channel ``i + d / 2``.
 
     Args:
         x: Queries or keys, shape ``(B, heads, num_prefix + N, d)``.
@@ -161,7 +161,7 @@ def fixed_positions(kind: str, grid: tuple[int, int], dim: int) -> Tensor:
 def add_position_table(
     owner: nn.Module, kind: str, grid: tuple[int, int], dim: int, num_prefix: int = 0, persistent: bool = False
 ) -> None:
-    """Give a module the attribute ``pos_embed``: absolute positions of a grid, to be added to its tokens.
+    """Add the attribute ``pos_embed`` to a module: absolute positions of a grid, to be added to its tokens.
 
     Args:
         owner: The module.

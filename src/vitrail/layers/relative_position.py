@@ -82,7 +82,7 @@ def expand_table(table: Tensor, window: Grid, table_window: Grid | None = None) 
 
 
 def expand_by_index(table: Tensor, index: Tensor) -> Tensor:
-    """Take the rows of a table ``(rows, heads)`` at an index ``(n, n)``: a bias ``(1, heads, n, n)``, contiguous."""
+    """Gather the rows of a table ``(rows, heads)`` at an index ``(n, n)``: a bias ``(1, heads, n, n)``, contiguous."""
     n = len(index)
     return table.t().index_select(1, index.flatten()).view(1, -1, n, n)
 

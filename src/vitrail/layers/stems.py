@@ -99,7 +99,7 @@ def check_multiples(pixels: Pair, **lengths: Pair) -> None:
 
     Args:
         pixels: Pixels per position, height and width, as of :func:`measure_stem`.
-        **lengths: By their setting, height and width in pixels.
+        **lengths: Height and width in pixels, by setting.
 
     Raises:
         ConfigError: A length that is not a multiple.

@@ -228,7 +228,7 @@ class MergingBlock(Block):
 
 
 def set_merging(block: Any, r: int | None) -> None:
-    """Let a block merge r pairs of tokens, in place; its parameters and their names stay.
+    """Set the number r of token pairs that a block merges, in place; parameters and their names stay.
 
     Args:
         block: A :class:`~vitrail.layers.block.Block` with plain attention, or a :class:`MergingBlock`.

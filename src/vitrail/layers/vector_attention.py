@@ -45,12 +45,12 @@ class VNAttention(nn.Module):
         self.tap = AttentionTap()
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """Bring ``(B, N, S, C)`` to ``(B, heads, N, S d)``."""
+        """Reshape ``(B, N, S, C)`` to ``(B, heads, N, S d)``."""
         B, N, S, C = x.shape
         return x.view(B, N, S, self.num_heads, C // self.num_heads).permute(0, 3, 1, 2, 4).flatten(-2)
 
     def merge_heads(self, x: Tensor, num_coords: int) -> Tensor:
-        """Bring ``(B, heads, N, S d)`` to ``(B, N, S, C)``."""
+        """Reshape ``(B, heads, N, S d)`` to ``(B, N, S, C)``."""
         B, H, N, _ = x.shape
         return x.view(B, H, N, num_coords, -1).permute(0, 2, 3, 1, 4).flatten(-2)
 

@@ -35,7 +35,7 @@ class VisionModel(Pooling):
         modality: Modality of the inputs.
         key_maps: Rules that read the checkpoints of other libraries, the family's own first.
         input_kernels: Convolutions that see the bands, by the name of their weight.
-        stream_prefixes: For a family of several streams, what their keys begin with, by stream.
+        stream_prefixes: Prefix of each stream's keys, for a family of several streams.
         not_decayed: Last parts of the names of parameters without weight decay, besides biases and norms.
         name: Name as for ``create_model``, a variant or a family.
         num_features: Width of what the classifier sees.
@@ -170,7 +170,7 @@ class VisionModel(Pooling):
         return self.get_submodule(self.feature_info[index].name)
 
     def level_as_map(self, index: int, output: Tensor, size: Grid) -> Tensor:
-        """Bring an output of :meth:`level_module`, or a gradient of its shape, into the layout of a feature map.
+        """Convert an output of :meth:`level_module`, or a gradient of its shape, to the layout of a feature map.
 
         Args:
             index: Index of the level in :attr:`feature_info`.
@@ -440,7 +440,7 @@ class VisionModel(Pooling):
 
 
 def as_format(x: Tensor, output_fmt: str) -> Tensor:
-    """Bring a map ``(B, H, W, C)``, or ``(B, T, H, W, C)`` of a clip, into another format.
+    """Convert a map ``(B, H, W, C)``, or ``(B, T, H, W, C)`` of a clip, to another format.
 
     Args:
         x: The map.
@@ -463,7 +463,7 @@ def group_parameters(model: nn.Module, prefixes: Sequence[Sequence[str]]) -> lis
 
     Args:
         model: The model.
-        prefixes: For each group, beginnings of module or parameter names; what none claims joins the last.
+        prefixes: Beginnings of module or parameter names of each group; parameters without a match join the last.
 
     Returns:
         Names by group; together exactly all parameters.

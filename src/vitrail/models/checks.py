@@ -52,7 +52,7 @@ def check_mlp_ratio(ratio: float, dim: int) -> None:
 
 
 def check_stages(config: object, *names: str) -> None:
-    """Refuse settings that are not lists of whole numbers of at least 1, one a stage; make them tuples.
+    """Refuse settings that are not lists of whole numbers of at least 1, one per stage; make them tuples.
 
     Raises:
         ConfigError: Naming the setting and the value, or settings of different lengths.
@@ -61,7 +61,7 @@ def check_stages(config: object, *names: str) -> None:
         values = getattr(config, name)
         whole = isinstance(values, Sequence) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
         if not whole or not values or min(values) < 1:
-            raise ConfigError(f"{name} must be whole numbers of at least 1, one a stage, got {values!r}")
+            raise ConfigError(f"{name} must be whole numbers of at least 1, one per stage, got {values!r}")
         object.__setattr__(config, name, tuple(values))
     if len({len(getattr(config, name)) for name in names}) > 1:
         counts = " and ".join(f"{len(getattr(config, name))} {name}" for name in names)

@@ -84,8 +84,8 @@ class PointCloudModel(VisionModel):
     removed by writing NaN. Tokens of such points are NaN in :meth:`forward_features` too.
 
     Attributes:
-        feature_info: One level a layer, on the grid of the points, in their order.
-        neck: From pooled features to what the classifier sees.
+        feature_info: One level per layer, on the grid of the points, in their order.
+        neck: Layers between the pooled features and the classifier.
     """
 
     modality = POINTS
@@ -168,7 +168,7 @@ class PointCloudModel(VisionModel):
         return self._mark(out, mask), {index: LevelTokens(levels[index].flatten(2)) for index in wanted}
 
     def level_as_map(self, index: int, output: Tensor, size: tuple[Any, ...]) -> Tensor:
-        """Bring the values of a level, ``(B, N, ...)``, to ``(B, C, N)``."""
+        """Permute the values of a level, ``(B, N, ...)``, to ``(B, C, N)``."""
         return output.flatten(2).transpose(1, 2)
 
     def norm_level(self, index: int, tokens: Tensor) -> Tensor:

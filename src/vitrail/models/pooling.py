@@ -128,7 +128,7 @@ class Pooling(LibraryProtocol):
         return nn.functional.pad(weights, (self.num_prefix, 0))
 
     def _in_a_row(self, features: Tensor, dims: tuple[int, ...]) -> Tensor:
-        """Bring the output of ``forward_features`` to ``(B, N, C)``."""
+        """Reshape the output of ``forward_features`` to ``(B, N, C)``."""
         tokens = features.flatten(dims[0], dims[-1]) if len(dims) > 1 else features
         return tokens.transpose(1, 2) if self.channels_first else tokens
 

@@ -340,7 +340,7 @@ class _ParameterUse(TorchFunctionMode):
 def _assemble(
     model: nn.Module, plan: _Plan, seen: _Record, multiply_adds: Mapping[str, int], times: Mapping[str, float]
 ) -> list[Step]:
-    """Turn what was planned, seen and measured into steps whose columns sum to the model's totals."""
+    """Assemble plan, record and measurements into steps whose columns sum to the model's totals."""
     total_time = sum(times.values())
     between = times.get("", 0.0)
     counted: set[int] = set()

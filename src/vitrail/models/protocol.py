@@ -112,7 +112,7 @@ class LibraryProtocol(nn.Module, ABC):
         return self.pretrained_cfg
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Give the layer of a parameter or module by its name, as timm's layer-wise learning rates take it.
+        """Return the layer of a parameter or module by its name, as timm's layer-wise learning rates take it.
 
         Args:
             coarse: Not used; layers are those of :meth:`layer_groups`.

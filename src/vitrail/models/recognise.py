@@ -48,7 +48,7 @@ class Fit:
 
     Attributes:
         name: A variant, or a family.
-        settings: In which the model must differ from it.
+        settings: Settings in which the model must differ from it.
         report: Report of loading it.
     """
 
@@ -100,7 +100,7 @@ class WeightsFacts:
         metadata: Metadata of a safetensors file.
         notes: Steps that unpacked the tensors.
         fits: Models it can be loaded into as it is, the nearest variants.
-        problem: Why there is none.
+        problem: Reason why there is none.
         settings: Settings of the family that the tensors show, those that differ from its defaults.
         unread: Settings of depth and width that no tensor shows.
         normalization: Mean and standard deviation by which the images were normalised, by stream; empty where nothing
@@ -174,7 +174,7 @@ def recognise(
     options: Mapping[str, Any] | None = None,
     spelling: Spelling = PYTHON,
 ) -> WeightsFacts:
-    """Say what a checkpoint is.
+    """Recognise the source, family, settings and inputs of a checkpoint.
 
     Args:
         checkpoint: The checkpoint as read.

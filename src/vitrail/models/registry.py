@@ -87,7 +87,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """List the names of all variants that a shell pattern matches, sorted.
 
     Args:
-        pattern: For example ``"vit_small*"``; a family's name stands for its variants.
+        pattern: Pattern, for example ``"vit_small*"``; a family's name stands for its variants.
     """
     known = list_families()
     if pattern in known:

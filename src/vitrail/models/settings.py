@@ -21,7 +21,7 @@ _MODULE = "a torch module"
 
 
 def serves_trainer(kind: type[Config]) -> type[Config]:
-    """Let a frozen config stand where Hugging Face's Trainer expects one of its own.
+    """Adapt a frozen config to Hugging Face's Trainer, which expects one of its own.
 
     Trainer sets ``use_cache`` on the config of every model, and its loggers write ``to_dict()`` or
     ``to_json_string()``. All other attributes stay frozen.
@@ -32,11 +32,11 @@ def serves_trainer(kind: type[Config]) -> type[Config]:
         (object.__setattr__ if name == "use_cache" else frozen)(self, name, value)
 
     def to_dict(self: Any) -> dict[str, Any]:
-        """Give the settings as plain values."""
+        """Return the settings as plain values."""
         return dataclasses.asdict(self)
 
     def to_json_string(self: Any) -> str:
-        """Give the settings as JSON."""
+        """Return the settings as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     for name, method in (("__setattr__", set_attribute), ("to_dict", to_dict), ("to_json_string", to_json_string)):

@@ -49,7 +49,7 @@ def per_hundred(share: float, what: str) -> str:
     """Write a share as a frequency: "about 94 of 100 images"; exact at none and all.
 
     Args:
-        share: From 0 to 1.
+        share: Share, 0 to 1.
         what: Name of the whole, in the plural ("images").
     """
     if share in (0, 1):

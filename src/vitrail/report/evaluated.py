@@ -147,7 +147,7 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 
 
 def no_confusion() -> tuple[Picture, None]:
-    """Give the reason in place of the confusion matrices of multi-label runs."""
+    """Return the reason in place of the confusion matrices of multi-label runs."""
     problem = "Not drawn: labels of a multi-label run do not exclude each other."
     return Picture("confusion", CONFUSION, "", problem=problem), None
 

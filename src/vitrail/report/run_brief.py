@@ -56,7 +56,7 @@ def _joined(lines: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> list[str]
 
 
 def what_was_trained(facts: RunFacts) -> str:
-    """Say what was trained on which images."""
+    """Describe the trained task, and the images of training."""
     kind = "label" if facts.multi_label else "class"
     names = [one.name for one in facts.classes]
     told = f"{plural(len(names), kind)} ({listed(names)})" if names else plural(2, kind).removeprefix("2 ")
@@ -86,7 +86,7 @@ def _on_bands(facts: RunFacts) -> str:
 
 
 def how_good(facts: RunFacts) -> str:
-    """Say how many images are classified correctly, and which images these are."""
+    """State the number of correctly classified images, and where the images come from."""
     share = per_hundred(facts.accuracy, _evaluated(facts))
     number = round(facts.accuracy * facts.images)
     if facts.multi_label:

@@ -190,7 +190,7 @@ def choose_candidate(
     """Choose a candidate: averages and teachers first, then plain weights, then other names, then momentum encoders.
 
     Args:
-        candidates: At least one candidate.
+        candidates: Candidates, at least one.
         checkpoint: Their checkpoint.
         key: Path, prefix, or consecutive parts of it; None for the default order.
         where: Name of the checkpoint, for errors.

@@ -163,7 +163,7 @@ def _parse_wavelengths(values: Any, label: str) -> tuple[float, ...]:
     except (TypeError, ValueError):
         plain = ()
     if not plain or not all(math.isfinite(v) and v > 0 for v in plain):
-        raise ConfigError(f"{label} must be wavelengths in nm, one a band, got {values!r}")
+        raise ConfigError(f"{label} must be wavelengths in nm, one per band, got {values!r}")
     return plain
 
 
@@ -256,7 +256,7 @@ def fit_input_kernel(
         role: Position and purpose of the kernel in the model.
         rule: Rule that makes the kernels of other bands; None refuses.
         where: The checkpoint's name, for errors.
-        spelling: For remedies.
+        spelling: Spelling of options in the remedies of errors.
 
     Returns:
         The kernel and what was done; one of another shape still where it is not for this model at all.

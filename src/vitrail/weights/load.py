@@ -138,7 +138,7 @@ def load_weights(
         new_head: Leave the checkpoint's classifier out, whatever its number of classes; the model keeps its own.
         bands: Rule that converts kernels for the checkpoint's bands to the model's, where these differ: "mean",
             "repeat" or "wavelength"; see :class:`~vitrail.weights.kernels.BandRule`.
-        band_wavelengths: For "wavelength", that of each band of the model in nm, in a mapping by stream
+        band_wavelengths: For "wavelength", the wavelength of each band of the model in nm, in a mapping by stream
             (``"image"``, ``"spectral"``) where there are several.
         source_wavelengths: The same for the checkpoint's bands; red, green and blue when not given.
         spectral_from_image: Start a spectral stream that the checkpoint lacks from its image stream.
@@ -267,7 +267,7 @@ def outside(candidate: Candidate) -> dict[str, str]:
 
 
 def apply_map(key_map: KeyMap, state: State, report: LoadReport, where: str) -> State:
-    """Bring a state dict into our names and layouts.
+    """Convert a state dict to our names and layouts.
 
     Raises:
         WeightsError: A tensor has another form than the source gives it, or the model lacks what it belongs to.

@@ -55,7 +55,7 @@ class Foreign:
         """Do nothing."""
 
     def __call__(self, *arguments: Any, **_: Any) -> Foreign:
-        """Stand in for the result of a call, too."""
+        """Return a placeholder for the result of a call."""
         return type(self)(*arguments)
 
     def __setstate__(self, state: Any) -> None:
@@ -217,7 +217,7 @@ def as_tensor(value: Any) -> Tensor | None:
     """Convert a tensor or a NumPy array to a tensor; None for anything else.
 
     Args:
-        value: From :func:`read_pickle`, or an array.
+        value: Value from :func:`read_pickle`, or an array.
     """
     if isinstance(value, Tensor):
         return value.detach()

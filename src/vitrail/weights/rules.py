@@ -77,7 +77,7 @@ class DropToken:
         positions: Key of the positions, shape ``(1, tokens, dim)``.
         row: Row of the token in these.
         head: Matches the keys of the token's classifier.
-        reason: Why the model's outputs change.
+        reason: Reason why the model's outputs change.
     """
 
     token: str

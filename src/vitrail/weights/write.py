@@ -43,7 +43,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Args:
         path: The file.
-        tensors: By name, on any device.
+        tensors: Tensors by name, on any device.
         metadata: Texts to go with them.
 
     Raises:

@@ -435,8 +435,8 @@ def test_drop_path_only_in_training():
     [
         ({"spectral_channels": 4}, "spectral_chans'"),
         ({"depths": (1, 2), "num_heads": (1,)}, "one value a stage"),
-        ({"depths": ()}, "at least 1, one a stage"),
-        ({"depths": (1, 0)}, "at least 1, one a stage"),
+        ({"depths": ()}, "at least 1, one per stage"),
+        ({"depths": (1, 0)}, "at least 1, one per stage"),
         ({"num_heads": (3, 2)}, "num_heads must divide the width 8"),
         ({"img_size": 3}, "smaller than one patch"),
         ({"attention": "windowed"}, "attention must be 'global' or "),

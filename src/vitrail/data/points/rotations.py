@@ -41,12 +41,12 @@ def random_rotations(count: int, turn: str, generator: torch.Generator | None = 
 
 
 def rotate(points: Tensor, rotations: Tensor) -> Tensor:
-    """Turn clouds ``(B, N, 3)`` by matrices ``(B, 3, 3)``."""
+    """Rotate clouds ``(B, N, 3)`` by matrices ``(B, 3, 3)``."""
     return points @ rotations.to(points).transpose(1, 2)
 
 
 def rotate_clouds(points: Tensor, numbers: Iterable[int], turn: str, seed: int = 0) -> Tensor:
-    """Turn clouds, each by the rotation of its number, whatever batch it is in.
+    """Rotate clouds, each by the rotation of its number, whatever batch it is in.
 
     Args:
         points: Shape ``(B, N, 3)``.

@@ -75,7 +75,7 @@ ROLLS = {"x": 2, "y": 1, "z": 0}
 
 
 def turn_up(points: Array, up: str) -> Array:
-    """Turn clouds whose up axis is x or y so that it is z."""
+    """Rotate clouds whose up axis is x or y so that it is z."""
     return np.roll(points, ROLLS[up], axis=1)
 
 

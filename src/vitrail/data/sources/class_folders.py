@@ -113,7 +113,7 @@ def number_labels(
     Args:
         labels: Class of each file; "" for none, -1 of the result.
         classes: Names of the classes where a run gives them; those of the labels in order when not given.
-        where: For the error.
+        where: Source of the labels, for the error.
         given: Whether files may be without a class.
 
     Returns:

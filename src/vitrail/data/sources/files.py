@@ -43,7 +43,7 @@ class FileSource(EncodedSource):
 
     Args:
         root: The folder that keys are relative to.
-        rows: For each image: split ("" where none is given), class (or a tuple of labels), file.
+        rows: Split ("" where none is given), class (or a tuple of labels) and file of each image.
         classes: Names of the classes.
         readers: Reader of the files of each stream.
         second: The second file of each image, where there are two streams.

@@ -23,8 +23,8 @@ def clip_times(count: int, start: float, end: float, rate: float | None, at: Pos
         start: Start of the part of the video that is sampled, in seconds.
         end: End of that part.
         rate: Frames a second; None takes one frame from each of ``count`` equal segments.
-        at: With a rate, where the clip lies: 0 at the start, 1 at the end. Without one, where each frame lies in its
-            segment; one number for all or one each.
+        at: Position: with a rate, that of the clip, 0 at the start, 1 at the end. Without one, where each frame lies in
+            its segment; one number for all or one each.
 
     Returns:
         Times in seconds, in order; with a rate those of a clip that is longer than its part lie outside of it.

@@ -73,7 +73,7 @@ def slide(start: float, end: float, window: float | None, step: float | None) ->
         start: Start of the part, in seconds.
         end: End of the part, in seconds.
         window: Length of a window; None for the whole part.
-        step: From the start of one window to that of the next; the length of a window when not given.
+        step: Step from the start of one window to that of the next, in seconds; the length of a window when not given.
 
     Returns:
         Start and end of each window, the last one at the end of the part; one, the whole, where a window is longer.
@@ -94,7 +94,7 @@ class SlidingClips(ImageSource):
     Args:
         source: The videos.
         window: Length of a clip in seconds; None for one clip of the whole of each video.
-        step: From one clip to the next; the length of a clip when not given.
+        step: Step from one clip to the next, in seconds; the length of a clip when not given.
         videos: Indices of the videos.
 
     Raises:

@@ -104,7 +104,7 @@ def _decoding(graph: ExportGraph) -> dict[str, str]:
 
 @contextmanager
 def new_export(out: Path) -> Iterator[Path]:
-    """Give a temporary version folder; on success it becomes ``out/1``, in the place of an earlier export.
+    """Create a temporary version folder; on success it becomes ``out/1``, in the place of an earlier export.
 
     Raises:
         ConfigError: ``out`` is a file, or ``out/1`` holds other files.

@@ -98,7 +98,7 @@ class Built:
         folder: Folder with its model file, which variants of one engine in floating point share.
         facts: Description of the model.
         engine: The loaded engine; None if it could not be built or loaded.
-        failure: Why not.
+        failure: Reason why it could not be built or loaded.
     """
 
     variant: Variant

@@ -38,7 +38,7 @@ class Candidate:
         engine: Engine, which fp32 and reduced precision share the converted graph of.
         criterion: "equality" (fp32), "agreement" (reduced precision) or "drop" (merged tokens).
         images_per_second: Measured speed; None if it could not be built or run.
-        failure: Why it could not be built or run.
+        failure: Reason why it could not be built or run.
         slower: Ratio to the time of the run in eager mode, as text; such a candidate must not be chosen. Empty if it is
             not slower.
     """
@@ -70,7 +70,7 @@ def choose(candidates: Sequence[Candidate], judge: Judge, level: float = LEVEL) 
     One that is slower than the run is not chosen.
 
     Args:
-        candidates: From the safest to the riskiest; fp32 in any order.
+        candidates: Candidates from the safest to the riskiest; fp32 in any order.
         judge: Judges a candidate; called for tested candidates only, and once more, for the same outputs, for one that
             was refused where the other chain leaves its error.
         level: Confidence level of the choice: one minus the probability that a wrong candidate is chosen.
@@ -105,7 +105,7 @@ class _Chain:
     """Candidates that are tested in their order, up to the first refusal.
 
     Args:
-        candidates: From the safest to the riskiest.
+        candidates: Candidates from the safest to the riskiest.
         equal: fp32 candidates that passed.
 
     Attributes:

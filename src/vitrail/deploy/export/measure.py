@@ -146,7 +146,7 @@ class Measured:
         size: Bytes of the files; None in eager mode.
         memory: Peak resident bytes of a process that loads it and runs the largest batch, beyond those of Python and
             its packages; None where it was not measured.
-        no_memory: Why not; empty where it was, and in eager mode.
+        no_memory: Reason why the memory was not measured; empty where it was, and in eager mode.
         precision: Precision that the engine reports.
         operations: Matrix products and convolutions by precision, as the engine reports them.
         ratio: Time of the largest batch over that of the run in eager mode; None in eager mode.

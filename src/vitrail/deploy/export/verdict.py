@@ -72,7 +72,7 @@ class Verdict:
         drop_high: Its one-sided upper bound.
         precision_drop: Drop in mean average precision; multi-label only.
         precision_drop_high: Its upper bound, which holds in simulations.
-        precision_note: Why it was not tested, or not for some labels; empty where it was.
+        precision_note: Reason why it was not tested, or not for some labels; empty where it was.
         rarest_label: Label with the fewest positives, of those that have some.
         rarest_positives: Its number of positives.
         missing_positives: Further positives of this label, all ranked alike, that would show the limit; 0 if enough.

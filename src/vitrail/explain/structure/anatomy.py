@@ -250,7 +250,7 @@ def _prefix_attention(model: VisionModel, steps: Sequence[CapturedMixing]) -> li
 
 
 def _on_grid(step: CapturedMixing, row: Tensor) -> Tensor:
-    """Bring the weights of one query, ``(heads, P + h * w)``, to the grid, ``(heads, h, w)``."""
+    """Reshape the weights of one query, ``(heads, P + h * w)``, to the grid, ``(heads, h, w)``."""
     assert step.layout.query_grid is not None, "only layers with a grid are drawn"
     return row[:, step.layout.num_prefix :].reshape(-1, *step.layout.query_grid)
 

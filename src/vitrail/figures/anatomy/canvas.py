@@ -218,7 +218,7 @@ def _stroked(segments: Sequence[Any], color: str, width: float) -> LineCollectio
 
 
 def paint(axis: Any, grid: Pair, colors: dict[int, str], labels: Array, alpha: float = 0.55) -> None:
-    """Lay a colour over each cell of a map of labels; labels without a colour stay clear."""
+    """Overlay a colour on each cell of a map of labels; labels without a colour stay clear."""
     cells = np.zeros((*grid, 4))
     for value, color in colors.items():
         cells[labels == value] = to_rgba(color, alpha)

@@ -82,7 +82,7 @@ def draw_merging(merge: Merging, view: View, after: FeatureMap | None, note: str
         merge: The merging.
         view: The image.
         after: The first map after it, where it is known.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     rows, columns = merge.grid
     h, w = (min(side, _MOST_CELLS // 2) for side in merge.parents.shape[:2])
@@ -158,7 +158,7 @@ def draw_pyramid(levels: Sequence[FeatureMap], view: View, note: str) -> Figure:
     Args:
         levels: Levels of one stream, in the model's order.
         view: The image.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     chosen = choose_levels(levels)
     figure, axes = panels(2, len(chosen) + 1, 2.7, ratio_of(view.size))
@@ -212,7 +212,7 @@ def draw_streams(streams: Sequence[Sequence[FeatureMap]], views: Sequence[View],
     Args:
         streams: Levels of each stream.
         views: The inputs.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     chosen = [choose_levels(levels) for levels in streams]
     figure, axes = panels(len(chosen), 1 + max(map(len, chosen)), 2.7, ratio_of(views[0].size))
@@ -234,7 +234,7 @@ def draw_fusion(weights: Array | None, tokens: Sequence[FeatureMap], views: Sequ
         weights: Attention from image tokens (rows) to spectral tokens, shape ``(heads, N, M)``; None for concatenation.
         tokens: Image tokens, spectral tokens and fused tokens.
         views: Image and spectral input.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     if weights is None:
         return _draw_concat(tokens, note)

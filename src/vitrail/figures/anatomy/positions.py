@@ -43,7 +43,7 @@ def draw_relative_position(layers: Sequence[RelativePositions], note: str) -> Fi
 
     Args:
         layers: Layers with relative positions, in the model's order; the first and the last are drawn.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     chosen = list(layers) if len(layers) <= _MOST_LAYERS else [layers[0], layers[-1]]
     first = layers[0]

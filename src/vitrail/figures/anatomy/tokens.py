@@ -227,7 +227,7 @@ def draw_attention(layers: Sequence[QueryAttention], view: View, note: str) -> F
     Args:
         layers: One token in the layers of a model, in order; or several tokens in one layer.
         view: The image.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     chosen = choose_layers(layers)
     heads = min(_MOST_HEADS, max(len(layer.maps) for layer in chosen))
@@ -281,7 +281,7 @@ def _describe(layer: QueryAttention) -> str:
 
 
 def _overlay(axis: Any, values: Array, scale: Normalize) -> None:
-    """Lay a map over the image; pixels without attention stay clear."""
+    """Overlay a map on the image; pixels without attention stay clear."""
     shown = np.ma.masked_equal(values, 0.0)
     axis.imshow(
         shown, cmap="inferno", norm=scale, extent=(0, values.shape[1], values.shape[0], 0), alpha=0.8,
@@ -297,7 +297,7 @@ def draw_learned(maps: Array, spread: Array | None, view: View, stride: tuple[in
         spread: Share of each learned token at each position after TokenFuser, same shape; None without TokenFuser.
         view: The image.
         stride: Pixels from one token to the next.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     maps = maps * maps[0].size
     sections = [(maps, "selects", "weight, multiples of even spread")]

@@ -88,7 +88,7 @@ def draw_windows(groups: Sequence[TokenGroups], view: View, note: str) -> Figure
     Args:
         groups: Layers of kind "window".
         view: The image.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     stages = by_grid(groups)[:_MOST_STAGES]
     figure, axes = panels(len(stages), 3, 3.7, ratio_of(view.size))
@@ -149,7 +149,7 @@ def draw_masks(group: TokenGroups, note: str) -> Figure:
 
     Args:
         group: The layer.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     types, counts, numbers = mask_types(group)
     shown = min(len(types), _MOST_TYPES)
@@ -240,7 +240,7 @@ def draw_partitions(groups: Sequence[TokenGroups], view: View, note: str) -> Fig
     Args:
         groups: Layers of kind "window" and "grid".
         view: The image.
-        note: Below the figure: the model and its weights.
+        note: Note below the figure: the model and its weights.
     """
     stages = by_grid(groups)[:_MOST_STAGES]
     figure, axes = panels(len(stages), 3, 3.7, ratio_of(view.size))

@@ -38,7 +38,7 @@ _off: frozenset[str] = frozenset()
 
 
 def with_fast_path(name: str) -> Callable[[Function], Function]:
-    """Let the fast paths of a name replace a plain function or method where their conditions hold."""
+    """Replace a plain function or method by the fast paths of a name where their conditions hold."""
     paths = _PATHS.setdefault(name, [])
 
     def decorate(plain: Function) -> Function:

@@ -151,7 +151,7 @@ def _is_shifted(layer: ShiftedWindowAttention, x: Tensor) -> bool:
 
 @fast_path("window_attention", when=_is_shifted)
 def attend_in_window_order(layer: ShiftedWindowAttention, x: Tensor) -> Tensor:
-    """Bring the tokens into the order of the windows by one pass instead of three (two rolls, partition)."""
+    """Attend in windows; permute tokens in one pass instead of three (two rolls, partition)."""
     fit, (_, H, W, C) = layer.fit_windows(x), x.shape
     order, inverse = window_order(fit.size, fit.window, fit.shift, layer.pad_after_shift, x.device, layer.kind)
     bias = layer.attention_bias(fit, layer.attention_mask(x, fit), x.dtype)

@@ -317,8 +317,8 @@ class HVT(VisionModel):
 
         Args:
             image: Image, shape ``(B, in_chans, H, W)``.
-            spectral: For two streams, shape ``(B, spectral_chans, h, w)``; may be None or left out if the model was
-                built with ``missing_spectral="learned"``.
+            spectral: Spectral input of a two-stream model, shape ``(B, spectral_chans, h, w)``; may be None or left out
+                if the model was built with ``missing_spectral="learned"``.
 
         Returns:
             Logits, shape ``(B, num_classes)``.

@@ -170,7 +170,7 @@ class ViTConfig(LayerSettings):
     def _check_merging(self) -> None:
         counts = [self.token_merging] if isinstance(self.token_merging, int) else list(self.token_merging)
         if any(not isinstance(r, int) or isinstance(r, bool) or r < 0 for r in counts):
-            raise ConfigError(f"token_merging must be a whole number of at least 0, or one a block, got {counts}")
+            raise ConfigError(f"token_merging must be a whole number of at least 0, or one per block, got {counts}")
         if not isinstance(self.token_merging, int):
             object.__setattr__(self, "token_merging", tuple(counts))
             if len(counts) != self.depth:
