@@ -111,7 +111,7 @@ def test_unreadable_image(capsys, tmp_path):
         (["vit", "--img-size", "0"], "at least 1"),
         (["vit", "--depth", "all"], "--depth"),
         (["vit", "--batch", "-1"], "--batch"),
-        (["vit", "--no-time", "--image", "x.png"], "leave out --image"),
+        (["vit", "--no-time", "--image", "x.png"], "--image cannot be combined with --no-time"),
         ([*TINY, "--set", "in_chans=5", "--image", "x.png"], "takes 5 bands"),
         ([], "NAME"),
     ],
