@@ -30,13 +30,13 @@ def classes_of(family):
 
 CLASSES = {name for family in FAMILIES.values() for name in classes_of(family)}
 WORDS = re.compile(rf"\b({'|'.join(FAMILIES)})(_\w+)?\b", re.IGNORECASE)
-# Also in prose: files without any need not be parsed.
-ANYWHERE = re.compile(rf"{WORDS.pattern}|\b({'|'.join(CLASSES)})\b", re.IGNORECASE)
+LOWER = {name.lower() for name in CLASSES}
 
 
 def named(text):
     """Family names and classes in the code of a file: identifiers, imports and texts, but no docstrings or comments."""
-    if not ANYWHERE.search(text):
+    # Also in prose: files without any need not be parsed.
+    if not any(word in LOWER or WORDS.fullmatch(word) for word in set(re.findall(r"\w+", text.lower()))):
         return
     tree = ast.parse(text)
     prose = set()
