@@ -30,9 +30,19 @@ REPLACED = {
     r"refus(?:e|ing) to answer\b": "abstain, selective prediction",
     r"share of the image with smaller values": "rank",
     r"the reader went away": "the pipe was closed",
+    r"(?:is|are) no multiples?\b": "is not a multiple",
+    r"has no meaning\b": "applies only to, does not apply to",
+    r"one a (?:stage|block|band)\b": "one per stage, block, band",
+    r"how much of what\b": "settings",
+    r"how many\.": "number of",
+    r"as they stand\b": "unchanged, upright",
+    r"what can:": "methods that can",
 }
 # Each on its own and in small letters: a pattern that begins with plain letters is found many times faster.
 PATTERNS = [re.compile(words) for words in REPLACED]
+
+# An argument is described by a noun phrase ("Maximum number of images."), not by a clause ("How many.").
+CLAUSE = re.compile(r"^ +\*{0,2}[a-z_0-9]+: (?:What|Which|Whose|How|Those|That|Of|Where|Who|When)\b.*", re.MULTILINE)
 
 # A key of recorded files, whose names do not change.
 RECORDED = '"several_labels"'
@@ -64,6 +74,11 @@ def test_texts_use_the_words_of_the_field():
     found = {path.relative_to(ROOT).as_posix(): words for path in _texts() if (words := _found(path))}
     lines = "\n".join(f"{name}:{number}: {word!r}" for name, words in found.items() for number, word in words)
     assert not found, f"write the field's words of REPLACED instead of:\n{lines}"
+
+
+def test_arguments_are_described_by_noun_phrases():
+    found = {path.name: CLAUSE.findall(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")}
+    assert not {name: lines for name, lines in found.items() if lines}
 
 
 @pytest.mark.parametrize("text", ["a perceptron", "settle_labels", "Carrier(", "several_labels", "drawn anew."])

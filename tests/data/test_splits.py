@@ -160,7 +160,7 @@ def test_a_column_of_groups_is_respected_by_default_and_leaks_are_reported(tmp_p
     assert number == 12
     assert divided > 6
     (line,) = describe_split(data)
-    assert line.startswith(f"{divided} of 12 groups lie in several splits: what is measured on val and test is too")
+    assert line.startswith(f"{divided} of 12 groups lie in several splits: metrics on val and test are overestimated")
     assert "--data.split grouped keeps" in line
     (line,) = describe_split(data, of_run=True)
     assert "data." not in line

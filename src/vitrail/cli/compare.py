@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
     """
     parser = VerbParser(
         "compare",
-        "Train the variants of a suite on several seeds or folds, evaluate them, and compare the results. What is done "
-        "is never done again; what was killed goes on.",
+        "Train the variants of a suite on several seeds or folds, evaluate them, and compare the results. Finished "
+        "runs are not repeated; interrupted ones continue.",
     )
     parser.add_argument("suite", help="the suite's YAML file")
     parser.add_argument("--size", help="one of the sizes in the suite, for example quick or full")

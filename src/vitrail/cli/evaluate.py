@@ -59,7 +59,7 @@ def _parser() -> VerbParser:
         help="accuracy under FGSM and PGD, of 1, 2, 4 and 8 of 255 or of these sizes (pixel values go from 0 to 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--rotations", action="store_true", help="of point clouds: accuracy as they stand, turned about z, and any way"
+        "--rotations", action="store_true", help="accuracy on point clouds: upright, rotated about z, rotated freely"
     )
     parser.add_argument("--sample", type=int, metavar="N", help="do these four on N evenly spaced images")
     parser.add_argument(

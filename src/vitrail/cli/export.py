@@ -69,7 +69,7 @@ def _parser() -> VerbParser:
         "--budget",
         default="10m",
         metavar="TIME",
-        help="time for the export: 90s, 10m, 1h; what does not fit is left out, the first candidate never",
+        help="time for the export: 90s, 10m, 1h; candidates that exceed it are skipped, the first never",
     )
     parser.add_argument(
         "--shrink",

@@ -58,9 +58,13 @@ def _parser() -> VerbParser:
     parser.epilog = EPILOG
     parser.add_argument("runs", nargs="+", help="run folders, with classes or pre-trained")
     parser.add_argument("--layout", nargs="+", default=["tsne"], metavar="LAYOUT", help="tsne, pca, umap")
-    parser.add_argument("--layer", default="embedding", help="a level of the model; what the classifier sees without")
-    parser.add_argument("--split", choices=("test", "val", "train"), help="which images; test, else val")
-    parser.add_argument("--data-of", metavar="RUN", help="take this run's images for all; each run its own without")
+    parser.add_argument(
+        "--layer", default="embedding", help="a level of the model; the classifier's input when not given"
+    )
+    parser.add_argument("--split", choices=("test", "val", "train"), help="split of the images; test, else val")
+    parser.add_argument(
+        "--data-of", metavar="RUN", help="use this run's images for all; each run its own when not given"
+    )
     parser.add_argument("--most", type=int, default=2000, metavar="N", help="images at most, evenly spaced")
     parser.add_argument("--out", metavar="DIR", help="folder; features in the run folder, or beside several runs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")

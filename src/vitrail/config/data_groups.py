@@ -216,7 +216,7 @@ class LeavesConfig:
 
 @dataclass(frozen=True)
 class PointsConfig:
-    """Point clouds: what a model sees of them, and how training changes them.
+    """Point clouds: inputs of the model, and augmentation.
 
     Attributes:
         num_points: Points of a cloud; the model's when not given. A cloud of fewer different points is filled up with

@@ -156,7 +156,7 @@ def audit(
 ) -> tuple[Audit, ImageData]:
     """Audit all images of a data set.
 
-    Exact duplicates have the same bytes. Near duplicates are copies that are turned, mirrored, cropped by up to 5 % a
+    Exact duplicates have the same bytes. Near duplicates are copies that are rotated, mirrored, cropped by up to 5 % a
     side, recompressed, scaled, brighter or darker: images whose pixels agree after an alignment
     (:func:`vitrail.data.near_duplicates.find_copies`). Pairs with close hashes that do not agree are look-alikes.
     Patches of a scene overlap by construction; of these only pairs in different splits are compared. Clips are decoded

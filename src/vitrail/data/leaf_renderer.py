@@ -1,8 +1,7 @@
 """Render synthetic leaves in eight bands: outline, veins, light, background and damage.
 
 They are made up. Reflectances follow what is known of leaves in words (chlorophyll takes red and blue, cells throw
-near infrared back, water takes short-wave infrared), not a measured model; what is learned on them says nothing about
-plants.
+near infrared back, water takes short-wave infrared), not a measured model; results on them say nothing about plants.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def _on_division(
         else:
             remedy = "--data.split grouped keeps each group in one split"
         return [
-            f"{count_of(divided, number, 'group', 'lies', 'lie')} in several splits: what is measured on "
-            f"{' and '.join(held_out)} is too good; {remedy}"
+            f"{count_of(divided, number, 'group', 'lies', 'lie')} in several splits: metrics on "
+            f"{' and '.join(held_out)} are overestimated; {remedy}"
         ]
     members = {split: sorted({groups[row] for row in rows}) for split, rows in data.splits.items() if split in _SHOWN}
     named = {split: f" ({', '.join(own)})" for split, own in members.items() if split != "train"}

@@ -35,7 +35,7 @@ class Results(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: what it is called, how it is configured and built, and which sizes it comes in.
+    """One architecture: name, config, model and variants.
 
     Attributes:
         name: The family's name, lower case (``"vit"``).

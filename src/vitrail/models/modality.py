@@ -1,4 +1,4 @@
-"""Kinds of input: what the inputs of a family's models are.
+"""Modalities: images, clips, point clouds.
 
 Other code asks a model for its streams, grids and token layouts, which have as many axes as the modality; it asks for
 the modality itself only to choose data, and to name an input in a message.

@@ -63,14 +63,14 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
         for number, line, remedy in (
             (
                 len(found.leaks),
-                f"{plural(len(found.leaks), 'group')} of copies {lie(len(found.leaks))} in several splits: what is "
-                "measured is too good.",
+                f"{plural(len(found.leaks), 'group')} of copies {lie(len(found.leaks))} in several splits: metrics "
+                "are overestimated.",
                 _REGROUP,
             ),
             (
                 len(found.shared_groups),
                 f"{plural(len(found.shared_groups), 'group')} of the data's own {lie(len(found.shared_groups))} in "
-                f"several splits ({listed(list(found.shared_groups), 3)}): what is measured is too good.",
+                f"several splits ({listed(list(found.shared_groups), 3)}): metrics are overestimated.",
                 "Give each group one split in the data, or let `--data.split grouped` do it.",
             ),
             (

@@ -1,4 +1,4 @@
-"""The answers a page begins with: what was trained, how good it is, what to be careful about."""
+"""The answers a page begins with: the training, its result, the cautions."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def _words(found: Known) -> list[str]:
             *([f"{plural(len(across), 'group')} of the same or nearly the same images"] if across else []),
             *([f"{plural(len(audit['shared_groups']), 'group')} of the data's own"] if audit["shared_groups"] else []),
         ]
-        words.append(f"The split leaks: {' and '.join(parts)} lie in several splits; what is measured is too good.")
+        words.append(f"The split leaks: {' and '.join(parts)} lie in several splits; metrics are overestimated.")
     else:
         words.append("No image of one split was found in another.")
     return words
@@ -248,7 +248,7 @@ def _copies(found: Known, name: str, show: Show | None) -> list[tuple[Picture, F
              for group, rows in zip(groups, chosen, strict=True)]  # fmt: skip
     caption = (
         "Images that are the same, or nearly, in several splits or classes, one above the other. Near duplicates are "
-        f"turned, mirrored, cropped, recompressed, scaled, brighter or darker copies. From audit.json of "
+        f"rotated, mirrored, cropped, recompressed, scaled, brighter or darker copies. From audit.json of "
         f"{', '.join(found.names)}."
     )
     return [(Picture(name, title, caption, f"Duplicates as images; {'; '.join(names)}"), duplicates(drawn))]

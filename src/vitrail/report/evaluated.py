@@ -1,4 +1,4 @@
-"""What was measured of the runs on a page, read from their folders; what was not measured is not there."""
+"""Measurements of the runs on a page, read from their folders; missing ones are left out."""
 
 from __future__ import annotations
 

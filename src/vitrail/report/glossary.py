@@ -154,7 +154,7 @@ TERMS: tuple[Term, ...] = (
          "divides one.", pattern=r"groups?"),
     Term("hash", _DATA, "A short fingerprint of an image; those of look-alikes differ in few bits.",
          "Zauner 2010 (perceptual hashes)", r"hash(?:es)?"),
-    Term("leak", _DATA, "A copy or a group of training images in a held-out split; it makes results too good.",
+    Term("leak", _DATA, "A copy or a group of training images in a held-out split; metrics on it are overestimated.",
          pattern=r"leaks?|leaking"),
     Term("multi-label", _DATA, "Data whose images have any number of classes each."),
     Term("scene block", _DATA, "A square part of a scene; all its images lie in one split.", pattern=r"\d+ blocks?"),

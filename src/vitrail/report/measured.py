@@ -63,8 +63,8 @@ def calibration(subjects: Sequence[Subject]) -> list[Section]:
     pooling = " The bins of a variant's runs are pooled." if any(len(s.parts) > 1 for s in there) else ""
     caption = (
         "Reliability: accuracy of the predictions of each confidence; on the diagonal the two are equal. "
-        "Larger marks are of more images, the gray bars say how many. From reliability.csv and calibration.json of "
-        f"{names_of(there)}.{pooling}"
+        "Larger marks are of more images, the gray bars show the number of images. "
+        f"From reliability.csv and calibration.json of {names_of(there)}.{pooling}"
     )
     alt = "Reliability diagrams; " + "; ".join(title.replace("\n", ": ") for title in titles)
     table = Table(

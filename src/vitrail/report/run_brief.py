@@ -175,7 +175,9 @@ def _leaks(facts: RunFacts) -> str:
     ]
     if not parts:
         return ""
-    return f"{' and '.join(parts)} {lie(copies + groups)} in several splits: the result is too good for new images."
+    return (
+        f"{' and '.join(parts)} {lie(copies + groups)} in several splits: the result is overestimated for new images."
+    )
 
 
 def _shared_groups(facts: RunFacts) -> str:
@@ -190,7 +192,7 @@ def _shared_groups(facts: RunFacts) -> str:
 def _pretrained(facts: RunFacts) -> str:
     if not facts.pretrained_on:
         return ""
-    return "The starting weights were pre-trained on evaluated images: the result is too good for new images."
+    return "The starting weights were pre-trained on evaluated images: the result is overestimated for new images."
 
 
 def _near_guess(facts: RunFacts) -> str:

@@ -114,7 +114,9 @@ def _cautions(facts: Mapping[str, Any], results: pd.DataFrame, pairs: pd.DataFra
     if facts.get("near_guess"):
         lines.append("No variant is shown to be better than a constant answer: the comparison says little.")
     if "seen_in_pretraining" in results and pd.to_numeric(results["seen_in_pretraining"]).max() > 0:
-        lines.append("Starting weights were pre-trained on evaluated images: such results are too good for new images.")
+        lines.append(
+            "Starting weights were pre-trained on evaluated images: such results are overestimated for new images."
+        )
     if _split_name(results) != "test":
         lines.append(
             f"The images are {_split_name(results)} images, which had a part in training: new images may give less."

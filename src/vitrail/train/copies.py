@@ -67,7 +67,7 @@ def describe_copies(data: ImageData, recipe: str) -> list[str]:
     if not found:
         return left_out
     return [
-        f"{', '.join(found)} (the same, turned, mirrored or recompressed): what is measured on them is too good; "
+        f"{', '.join(found)} (equal, rotated, mirrored or recompressed): metrics on them are overestimated; "
         f"`vitrail data audit {recipe} --out audit.html --groups groups.csv` shows them and keeps copies together",
         *left_out,
     ]

@@ -30,8 +30,8 @@ class Checkpoint:
         format: "safetensors", "torch" or "memory".
         metadata: Metadata of a safetensors file; empty otherwise.
         notes: Steps that unpacked the tensors.
-        beside: Path of everything else -> what it is.
-        unnamed: Path of lists of tensors, which have no names -> how many.
+        beside: Path of everything else -> description.
+        unnamed: Path of lists of tensors, which have no names -> number of tensors.
         numbers: Path of lists of numbers named mean or std -> the numbers.
     """
 

@@ -55,7 +55,7 @@ _Proposal = tuple[int, int, int]
 def find_clip_copies(
     clips: Sequence[ScannedClip], distance: int = 8, *, splits: Sequence[int] | None = None
 ) -> SearchResult:
-    """Find copies among clips: recompressed, scaled, cropped, turned, mirrored, brighter, darker or cut in time.
+    """Find copies among clips: recompressed, scaled, cropped, rotated, mirrored, brighter, darker or cut in time.
 
     Copies at another speed or played backwards are not found. Copies of fewer than four thumbnails, and parts of which
     a much longer clip has fewer, are look-alikes at most.
