@@ -289,9 +289,18 @@ def with_heatmap(exported):
     return exported(QUICKEST)
 
 
-def test_an_export_is_explained_as_its_run(with_heatmap, run, tmp_path, capsys):
+def test_an_export_is_explained_as_its_run_by_one_call_a_batch(with_heatmap, run, tmp_path, monkeypatch, capsys):
+    sizes, inner = [], Export.run
     folder = str(run.parent / "pictures" / "val" / "dark")
-    assert main(["explain", str(with_heatmap), folder, "--out", str(tmp_path / "export")]) == 0
+
+    def counted(self, inputs):
+        sizes.append({len(x) for x in inputs.values()})
+        return inner(self, inputs)
+
+    monkeypatch.setattr(Export, "run", counted)
+    monkeypatch.setattr(Export, "check", lambda self: {})
+    assert main(["explain", str(with_heatmap), folder, "--out", str(tmp_path / "export"), "--batch-size", "3"]) == 0
+    assert sizes == [{3}, {1}]
     assert main(["explain", str(run), folder, "--out", str(tmp_path / "run"), "--method", "rollout"]) == 0
     maps = sorted(file.name for file in (tmp_path / "run" / "maps").glob("*_rollout.npy"))
     assert len(maps) == 4
@@ -305,22 +314,7 @@ def test_an_export_is_explained_as_its_run(with_heatmap, run, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_an_export_is_explained_by_one_run_a_batch(with_heatmap, run, tmp_path, monkeypatch, capsys):
-    sizes, inner = [], Export.run
-    folder = str(run.parent / "pictures" / "val" / "dark")
-
-    def counted(self, inputs):
-        sizes.append({len(x) for x in inputs.values()})
-        return inner(self, inputs)
-
-    monkeypatch.setattr(Export, "run", counted)
-    monkeypatch.setattr(Export, "check", lambda self: {})
-    assert main(["explain", str(with_heatmap), folder, "--out", str(tmp_path), "--batch-size", "3"]) == 0
-    assert sizes == [{3}, {1}]
-    capsys.readouterr()
-
-
-@pytest.mark.slow_cases("source0")
+@pytest.mark.fast_cases("source1")
 @pytest.mark.parametrize("source", [["--data.source", "folder"], ["--data.source=folder"], []])
 def test_an_export_is_evaluated_on_named_images(with_heatmap, run, capsys, source):
     place = [*source, "--data.path", str(run.parent / "pictures")]

@@ -284,6 +284,7 @@ def test_the_code_for_clouds_chooses_among_different_points_as_the_run_does(
         assert (names["features"][0, real:] == 0).all()
 
 
+@pytest.mark.slow_cases("video-eager")
 def test_an_export_teaches_as_its_run(place, opened, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(place.root)
     trained, files, _ = opened

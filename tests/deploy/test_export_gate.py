@@ -153,15 +153,15 @@ def test_a_label_that_suffers_is_refused_though_no_image_was_correct_in_all(crit
 @pytest.mark.parametrize("seed", range(3))
 def test_agreement_of_all_labels_bounds_the_drop_of_each_and_of_all(seed):
     rng = np.random.default_rng(seed)
-    gate = _labels(400, seed=seed)
-    noisy = Outputs(gate.original.logits * np.where(rng.random((400, 4)) < 0.05, -1, 1))
-    worse = Outputs(noisy.logits * np.where(rng.random((400, 4)) < 0.01, -1, 1))
+    gate = _labels(200, seed=seed)
+    noisy = Outputs(gate.original.logits * np.where(rng.random((200, 4)) < 0.05, -1, 1))
+    worse = Outputs(noisy.logits * np.where(rng.random((200, 4)) < 0.02, -1, 1))
     verdict = judge(GateImages(noisy, gate.targets), worse)
     correct, still = ((x.logits >= 0) == (gate.targets > 0) for x in (noisy, worse))
     drops = [*(correct.mean(0) - still.mean(0)), correct.all(1).mean() - still.all(1).mean()]
     assert max(drops) <= 1 - verdict.agreement
     assert verdict.drop_high == pytest.approx(max(
-        drop_bound(400, int((a & ~b).sum()), int((b & ~a).sum()))
+        drop_bound(200, int((a & ~b).sum()), int((b & ~a).sum()))
         for a, b in zip([*correct.T, correct.all(1)], [*still.T, still.all(1)], strict=True)
     ))  # fmt: skip
 

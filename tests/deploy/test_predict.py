@@ -100,6 +100,7 @@ def test_what_cannot_be_read_is_told_first_or_left_out(run_of_bands, rasters, tm
     assert captured.err.count("left out: ") == 2
 
 
+@pytest.mark.slow
 def test_pairs_are_classified_with_their_second_files(tmp_path, capsys):
     for name, level in (("dark", 60), ("light", 190)):
         for i in range(5):

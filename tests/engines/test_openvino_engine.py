@@ -36,6 +36,7 @@ def mixed(factor):
     return openvino.Model([product, total], inputs, "mixed")
 
 
+@pytest.mark.fast_cases("1-2", "3-3", "7-2", "8-1", "8-3")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
 def test_batches_that_are_split_over_streams_keep_their_order(threads, count):
