@@ -1,4 +1,4 @@
-"""What is known of every model variant, readable at once: importing this module imports no torch.
+"""Facts about every model variant, readable at once: importing this module imports no torch.
 
 The variants of the package are in ``vitrail/models/catalogue.json``, which ``make catalogue`` writes from the registry;
 a test fails when it is out of date. Those of other distributions are computed on first use and cached.
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """What the variants of a family share.
+    """Shared facts of a family's variants.
 
     Attributes:
         description: Description of the architecture, one sentence.

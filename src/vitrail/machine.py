@@ -1,4 +1,4 @@
-"""What the machine is called, and how this process uses its memory."""
+"""Name of the machine, and use of its memory by this process."""
 
 from __future__ import annotations
 

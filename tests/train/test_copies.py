@@ -126,7 +126,7 @@ def clips(tmp_path_factory):
 
 def test_clips_are_compared_over_time(clips):
     [line] = describe_copies(clips, "r.yaml")
-    assert line.startswith("1 validation image is a copy of training images (the same")
+    assert line.startswith("1 validation image is a copy of training images (equal")
 
 
 @pytest.mark.parametrize("most", [0, 1, 9])

@@ -1,4 +1,4 @@
-"""What a model learned, as pictures and tables: filters, positions, attention of heads, similarity of layers."""
+"""Learned structure of a model in pictures and tables: filters, positions, attention of heads, similarity of layers."""
 
 from __future__ import annotations
 

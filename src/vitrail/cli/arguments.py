@@ -66,7 +66,7 @@ class VerbParser(argparse.ArgumentParser):
                 f"--data.{name}",
                 dest=name.split(".")[1],
                 choices=("error", remedy),
-                help=f"what to do with {which}; error for files that are named, as in training for the run's own",
+                help=f"handling of {which}; error for files that are named, as in training for the run's own",
             )
         self.add_argument(
             "--data.video.folder_fps",

@@ -43,7 +43,7 @@ _BUDGET = 25.0
 
 
 class _Done(NamedTuple):
-    """What was made of a set: evaluated runs, the outcome of the export in words, the page, seconds."""
+    """Results of a data set: evaluated runs, the outcome of the export in words, the page, seconds."""
 
     runs: list[RunFolder]
     exported: str
@@ -127,7 +127,7 @@ def _parser() -> VerbParser:
         choices=demo_models(),
         default=demo_models(),
         metavar="MODEL",
-        help=f"which to train on digits: {', '.join(demo_models())}; all if not given",
+        help=f"models to train on digits: {', '.join(demo_models())}; all if not given",
     )
     parser.add_argument(
         "--all",

@@ -28,7 +28,7 @@ def _parser() -> VerbParser:
     parser = VerbParser("evaluate", "Measure a trained run on a split of its data, or on other images.")
     parser.add_argument("run", help="the run folder, or the folder of an export")
     parser.add_argument("--split", choices=("test", "val", "train", "new"),
-        help="which images; test, or val if there is none; new images are unknown to the run",
+        help="split of the images; test, or val if there is none; new images are unknown to the run",
     )  # fmt: skip
     parser.add_argument(
         "--tta",
@@ -66,9 +66,11 @@ def _parser() -> VerbParser:
         "--ood", metavar="PATH", help="folder of out-of-distribution images: measure how well the run detects them"
     )
     parser.add_argument(
-        "--ood-source", default="unlabelled", metavar="SOURCE", help="what PATH is: a data.source; a folder of images"
+        "--ood-source", default="unlabelled", metavar="SOURCE", help="data.source of PATH; a folder of images"
     )
-    parser.add_argument("--ood-spectral", metavar="PATH", help="of two streams: the folder with their second files")
+    parser.add_argument(
+        "--ood-spectral", metavar="PATH", help="folder of their second files, for a run with two streams"
+    )
     parser.epilog = f"{EPILOG} Other labelled images of the same classes: --data.source folder --data.path OTHER"
     return parser
 

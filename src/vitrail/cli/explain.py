@@ -210,7 +210,7 @@ def _parser() -> VerbParser:
         "--structure",
         nargs="+",
         metavar="NAME",
-        help="what the model learned instead of single predictions: all, or some of those that --structures lists",
+        help="learned structure instead of single predictions: all, or names that --structures lists",
     )
     parser.add_argument("--other", metavar="RUN", help="a second run on the same images, for --structure cka")
     parser.add_argument(
@@ -224,12 +224,14 @@ def _parser() -> VerbParser:
         metavar="METHOD.KEY=VALUE",
         help="a setting of a method, e.g. rollout.head_fusion=max; several may follow",
     )
-    parser.add_argument("--split", choices=("test", "val", "train"), help="of the run's own images; test, else val")
+    parser.add_argument(
+        "--split", choices=("test", "val", "train"), help="split of the run's own images; test, else val"
+    )
     parser.add_argument(
         "--number",
         type=int,
         metavar="N",
-        help=f"how many of the run's own images: {_IMAGES}, with --structure {_PROBES}",
+        help=f"number of the run's own images: {_IMAGES}, with --structure {_PROBES}",
     )
     parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="input size: one number, or two")
     parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")

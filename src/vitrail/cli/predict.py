@@ -42,13 +42,13 @@ def main(argv: list[str]) -> int:
         "--step",
         type=float,
         metavar="SECONDS",
-        help="of videos: from one clip to the next; a clip's length if left out",
+        help="step from one clip of a video to the next; a clip's length if left out",
     )
     parser.add_argument(
         "--window",
         type=float,
         metavar="SECONDS",
-        help="of videos: length of a clip, for a run without data.video.fps; the whole video if left out",
+        help="length of a clip of a video, for a run without data.video.fps; the whole video if left out",
     )
     parser.add_argument(
         "--overlay",

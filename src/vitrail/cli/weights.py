@@ -77,7 +77,9 @@ def _parser() -> VerbParser:
         metavar="KEY=VALUE",
         help="a setting of --model, e.g. num_classes=10; several may follow",
     )
-    parser.add_argument("--key", default=None, metavar="KEY", help="which weights of several: their path or prefix")
+    parser.add_argument(
+        "--key", default=None, metavar="KEY", help="path or prefix of the weights, where a file holds several"
+    )
     parser.add_argument(
         "--source", default="auto", metavar="NAME", help="read the weights as this library's, for --model"
     )
@@ -89,13 +91,26 @@ def _parser() -> VerbParser:
     )
     parser.add_argument("--new-head", action="store_true", help="leave the weights' classifier out")
     parser.add_argument(
-        "--bands", choices=("mean", "repeat", "wavelength"), default=None, help="how kernels for other bands are made"
+        "--bands",
+        choices=("mean", "repeat", "wavelength"),
+        default=None,
+        help="rule that makes kernels for other bands",
     )
     parser.add_argument(
-        "--band-wavelengths", nargs="+", type=float, default=None, metavar="NM", help="of the model's bands, in nm"
+        "--band-wavelengths",
+        nargs="+",
+        type=float,
+        default=None,
+        metavar="NM",
+        help="wavelengths of the model's bands, in nm",
     )
     parser.add_argument(
-        "--source-wavelengths", nargs="+", type=float, default=None, metavar="NM", help="of the weights' bands, in nm"
+        "--source-wavelengths",
+        nargs="+",
+        type=float,
+        default=None,
+        metavar="NM",
+        help="wavelengths of the weights' bands, in nm",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

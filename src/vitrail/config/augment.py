@@ -1,4 +1,4 @@
-"""How training images are changed at random: single settings, and presets of them."""
+"""Augmentation of training images: single settings, and presets of them."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ FILE_SETTINGS = ("path", "spectral.path", "values.statistics", "arrays.labels")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, how they are split, sized and batched.
+    """Images of a run: source, split, size and batches.
 
     Attributes:
         source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class), "table" (a

@@ -14,7 +14,7 @@ Mark = Literal["nan", "inf", "-inf"]
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """How images are read.
+    """Reading of images: size, crop and colour.
 
     Attributes:
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.

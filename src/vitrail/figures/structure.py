@@ -1,4 +1,4 @@
-"""What a model learned: filters, positions, attention of its heads, similarity of its layers."""
+"""Learned structure of a model: filters, positions, attention of its heads, similarity of its layers."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _FORMS = {"share": "{:.3f}", "error": "{:.4f}", "number": "{:.3g}", "count": "{:
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is shown.
+    """Display of a column.
 
     Attributes:
         name: Name of the column in the table; with ``low`` and ``high`` beside it, as ``NAME_low`` or by their own

@@ -18,7 +18,7 @@ from vitrail.layers.tap import AttentionTap, Grid, TokenLayout
 
 
 class Merged(NamedTuple):
-    """What the patch tokens of a batch were merged from.
+    """Origin of the merged patch tokens of a batch.
 
     Attributes:
         sizes: Number of patches in each token, shape ``(B, N)``.

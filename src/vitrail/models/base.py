@@ -104,7 +104,7 @@ class VisionModel(Pooling):
 
     @property
     def ends(self) -> tuple[Ends, ...]:
-        """What :meth:`embed` gives and :meth:`forward_embedded` returns, for each of :attr:`streams`.
+        """Widths and strides of the tokens of :meth:`embed` and :meth:`forward_embedded`, for each of :attr:`streams`.
 
         Empty where the last tokens lie on no grid.
         """

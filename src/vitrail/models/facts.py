@@ -110,7 +110,7 @@ class LevelTokens(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Where the tokens of one stream begin and where they end.
+    """Widths and strides of the first and last tokens of one stream.
 
     Attributes:
         stream: Its name.

@@ -1,4 +1,4 @@
-"""What a family's file declares, and its registration."""
+"""Declaration of a family, and its registration."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Family:
 
     @property
     def modality(self) -> Modality:
-        """What the inputs of its models are, as its class declares."""
+        """Modality of its models' inputs, as its class declares."""
         return self.build.modality
 
     @property

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, and the walk of an image through its steps.
+"""Cost of a model: parameters, multiply-adds, and the walk of an image through its steps.
 
 Multiply-adds are half of the floating-point operations of matrix products, convolutions and attention, which
 is what papers call FLOPs or MACs; norms, activations, softmax and sums are left out, as they are there.
@@ -175,7 +175,7 @@ def walk(
 
 
 class _Plan:
-    """Which modules are steps, which are opened, and which parameters the opened ones hold themselves."""
+    """Modules that are steps, modules that are opened, and the parameters that opened ones hold themselves."""
 
     def __init__(self, depth: int | Literal["blocks", "parts"]) -> None:
         self.depth = depth
@@ -227,7 +227,7 @@ def _is_list(module: nn.Module) -> bool:
 
 @dataclass
 class _Record:
-    """What a pass showed, by the name of the step.
+    """Record of a pass, by the name of the step.
 
     Attributes:
         order: Names in the order of first use.

@@ -1,4 +1,4 @@
-"""What tools of timm and of Hugging Face call on a model, in terms of vitrail's own methods."""
+"""Methods that tools of timm and of Hugging Face call on a model, in terms of vitrail's own methods."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class LibraryProtocol(nn.Module, ABC):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """What timm's tools read of a model: input size, classifier, first convolution."""
+        """Model facts for timm's tools: input size, classifier, first convolution."""
         first = self.streams[0]
         return {
             "architecture": self.name,

@@ -83,7 +83,7 @@ class Input:
 
 @dataclass(frozen=True)
 class WeightsFacts:
-    """What a checkpoint is.
+    """Facts about a checkpoint.
 
     Attributes:
         source: Library whose names and layout it has; "vitrail" for a file that vitrail wrote.

@@ -16,7 +16,7 @@ from vitrail.models.checks import check_at_least, check_rates
 
 @dataclass(frozen=True)
 class TokenLearnerConfig:
-    """Where a model learns its tokens, and how.
+    """Settings of a model's TokenLearner.
 
     Attributes:
         num_tokens: Tokens to learn.

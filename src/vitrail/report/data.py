@@ -1,4 +1,4 @@
-"""What is known of the data of the runs on a page: balance and splits, and what an audit recorded."""
+"""Data of the runs on a page: balance, splits, and the record of an audit."""
 
 from __future__ import annotations
 

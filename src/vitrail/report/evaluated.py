@@ -25,7 +25,7 @@ CONFUSION = "Confusion matrices"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a page shows side by side: a run, or a variant with its runs.
+    """Unit of comparison on a page: a run, or a variant with its runs.
 
     Attributes:
         label: Name on the page.
@@ -75,7 +75,7 @@ class LoadedRun:
 
     @property
     def name(self) -> str:
-        """Of the evaluated images: a split, or other data."""
+        """Name of the evaluated images: a split, or other data."""
         return str(self.metrics["name"])
 
     @property

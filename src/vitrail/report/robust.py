@@ -1,4 +1,4 @@
-"""How the runs on a page hold: under corruptions, without bands, under attack, among images of another kind."""
+"""Robustness of the runs on a page: corruptions, missing bands, attacks, out-of-distribution images."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What was recorded of a run and of one evaluation of it.
+    """Recorded facts of a run and of one evaluation of it.
 
     Attributes:
         label: The run.

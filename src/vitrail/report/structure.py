@@ -1,4 +1,4 @@
-"""What models learned: the pictures that ``vitrail explain --structure`` wrote into the run folders."""
+"""Learned structure of models: the pictures that ``vitrail explain --structure`` wrote into the run folders."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _NAMED = 4
 
 @dataclass
 class LoadReport:
-    """What happened to each key of a checkpoint; prints as a short summary.
+    """Outcome for each key of a checkpoint; prints as a short summary.
 
     Attributes:
         source: Library of the checkpoint, detected or given.

@@ -1,4 +1,4 @@
-"""Where images come from: one small class a kind, behind one interface."""
+"""Sources of images: one small class per kind, behind one interface."""
 
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.opening import SOURCES, open_source, register_source

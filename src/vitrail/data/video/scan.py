@@ -29,7 +29,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class ScannedClip:
-    """What decoding a clip to its end gives.
+    """Content of a clip, decoded to its end.
 
     Attributes:
         times: Seconds of each thumbnail from the start of the clip, in order, shape ``(F,)``.

@@ -1,4 +1,4 @@
-"""How the clips of a run are stored, and how evaluation brings their frames to the model's size."""
+"""Stored form of a run's clips, and the resize of evaluation to the model's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the point clouds of a run are stored, and how the pipeline turns, centres and scales them."""
+"""Stored form of a run's point clouds; the pipeline's rotation, centring and scaling."""
 
 from __future__ import annotations
 

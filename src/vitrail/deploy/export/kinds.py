@@ -1,4 +1,4 @@
-"""What the export of a modality takes: its inputs as they are stored, their way to the model, and their names."""
+"""Inputs of an export by modality: their stored form, their preparation and their names."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Measured:
 
     @property
     def slower(self) -> str:
-        """How much slower than the run in eager mode it is shown to be, in words; empty where that is not shown."""
+        """Ratio to the time of the run in eager mode, in words; empty unless the candidate is shown to be slower."""
         if self.ratio is None or self.ratio.low <= LEAST_GAIN:
             return ""
         return f"a call takes {self.ratio.median:.2f} times that of the run (at least {self.ratio.low:.2f})"

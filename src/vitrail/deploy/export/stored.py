@@ -1,4 +1,4 @@
-"""How the image files of a run are stored, and how evaluation brings them to the model's size."""
+"""Stored form of a run's image files, and the resize of evaluation to the model's size."""
 
 from __future__ import annotations
 

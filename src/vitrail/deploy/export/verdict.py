@@ -13,7 +13,7 @@ Status = Literal["passed", "refused", "not tested", "not built"]
 
 @dataclass(frozen=True)
 class Similarity:
-    """How alike an output beside the logits is to the original's.
+    """Similarity of an output beside the logits to the original's.
 
     Attributes:
         output: "embedding", or "heatmap of STREAM".
