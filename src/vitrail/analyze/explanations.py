@@ -18,7 +18,8 @@ from vitrail.analyze.explained import Explained, as_array, write_values
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.evaluate.parts import PointLabels
-from vitrail.explain.capture.prepare import class_index
+from vitrail.explain.capture.prepare import Target, class_index
+from vitrail.explain.capture.scores import main_class
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import Method, get_method
@@ -93,11 +94,15 @@ def explain_by_run(trained: TrainedModel, methods: Settings, target: int | None 
 
     def explain_batch(batch: Batch) -> tuple[Tensor, dict[str, Explanation]]:
         inputs = trained.inputs(batch)
+        classes: Target = target
+        logits = trained.classify(batch)[0] if trained.card.classes else torch.empty(len(batch["index"]), 0)
+        if target is None and trained.card.classes:
+            # A copy, since gradients cannot pass an index that was computed in inference mode.
+            classes = main_class(logits).clone()
         explanations = {
-            name: explain(trained.model, inputs, name, get_method(name).target(target), **settings)
+            name: explain(trained.model, inputs, name, get_method(name).target(classes), **settings)
             for name, settings in methods.items()
         }
-        logits = trained.classify(batch)[0] if trained.card.classes else torch.empty(len(batch["index"]), 0)
         return logits, explanations
 
     return explain_batch
