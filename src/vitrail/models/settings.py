@@ -10,14 +10,22 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
+from torch import nn
+
 from vitrail.config.typed import field_hints
 from vitrail.config.vocabulary import suggest
 from vitrail.errors import ConfigError
 
 Config = TypeVar("Config")
 
-_NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "none"}
-_MODULE = "a torch module"
+_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    type(None): "none",
+    nn.Module: "a torch module",
+}
 
 
 def serves_trainer(kind: type[Config]) -> type[Config]:
@@ -90,20 +98,21 @@ def check_choices(config: object) -> None:
 
 
 def _check_value(name: str, value: Any, hint: Any, absent: Mapping[str, str], prefix: str = "") -> None:
-    if not _fits(value, hint):
+    if not fits_type(value, hint):
         reason = absent.get(f"{name}={value}")
         why = "" if reason is None else f": {reason}"
-        raise ConfigError(f"{prefix}{name} must be {_describe(hint)}, got {value!r}{why}")
+        raise ConfigError(f"{prefix}{name} must be {describe_type(hint)}, got {value!r}{why}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits_type(value: Any, hint: Any) -> bool:
+    """Return whether a value is of the declared type of a setting; a list may stand for a tuple."""
     options = _alternatives(hint)
     if len(options) > 1:
-        return any(_fits(value, option) for option in options)
+        return any(fits_type(value, option) for option in options)
     if typing.get_origin(hint) is Literal:
         return any(type(value) is type(option) and value == option for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
@@ -111,21 +120,22 @@ def _fits(value: Any, hint: Any) -> bool:
         if not isinstance(value, tuple | list):
             return False
         if items[-1] is Ellipsis:
-            return all(_fits(item, items[0]) for item in value)
-        return len(value) == len(items) and all(map(_fits, value, items))
+            return all(fits_type(item, items[0]) for item in value)
+        return len(value) == len(items) and all(map(fits_type, value, items))
     if dataclasses.is_dataclass(hint):
         return isinstance(value, Mapping) or type(value) is hint
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return hint is Any or isinstance(value, hint)
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
+    """Describe the declared type of a setting for an error."""
     options = _alternatives(hint)
     if len(options) > 1:
-        return " or ".join(map(_describe, options))
+        return " or ".join(map(describe_type, options))
     if typing.get_origin(hint) is Literal:
         return " or ".join(repr(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
@@ -134,4 +144,4 @@ def _describe(hint: Any) -> str:
         if items[-1] is Ellipsis:
             return f"a list of {plural}"
         return f"a pair of {plural}" if len(items) == 2 else f"{len(items)} {plural}"
-    return "settings" if dataclasses.is_dataclass(hint) else _NAMES.get(hint, _MODULE)
+    return "settings" if dataclasses.is_dataclass(hint) else _NAMES.get(hint) or str(getattr(hint, "__name__", hint))

@@ -195,7 +195,7 @@ def _attention_of(model: VisionModel, step: CapturedMixing, query: Query, inputs
         return weights[:, :, : class_tokens(model, prefix), prefix:].mean(dim=2)
     count = product(grid)
     row = torch.full((1, count), 1 / count, device=weights.device)
-    if isinstance(query, tuple):
+    if isinstance(query, tuple | list):
         index = _token_index(model, step, query, inputs)
         row = torch.zeros_like(row).index_fill_(1, torch.tensor(index, device=row.device), 1.0)
     if layout.kind in ("window", "grid"):

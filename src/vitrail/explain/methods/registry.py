@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import math
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vitrail.errors import ConfigError, closest, did_you_mean
 from vitrail.explain.capture.prepare import Target, lacks_class
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.models.base import VisionModel
 from vitrail.models.modality import IMAGE, Modality
+from vitrail.models.settings import describe_type, fits_type
 from vitrail.plugins import METHODS as PLUGINS
 from vitrail.plugins import load_plugins
 
 Compute = Callable[..., dict[str, StreamMap]]
-_TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", type(None): "none"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ class Method:
                     f"{self.name} has no setting {name!r}{closest(name, self.settings)}; its settings: "
                     f"{', '.join(self.settings) or 'none'}"
                 )
-            if name in types_ and not _matches(value, types_[name]):
-                raise ConfigError(f"{self.name}: {name} must be {_describe(types_[name])}, got {value!r}")
+            if name in types_ and not fits_type(value, types_[name]):
+                raise ConfigError(f"{self.name}: {name} must be {describe_type(types_[name])}, got {value!r}")
 
 
 METHODS: dict[str, Method] = {}
@@ -147,38 +145,3 @@ def get_method(name: str) -> Method:
     if name not in _known():
         raise ConfigError(f"no method {name!r}{did_you_mean(name, METHODS)}; methods: {', '.join(list_methods())}")
     return METHODS[name]
-
-
-def _alternatives(type_: Any) -> tuple[Any, ...]:
-    return typing.get_args(type_) if typing.get_origin(type_) in (typing.Union, types.UnionType) else (type_,)
-
-
-def _matches(value: Any, type_: Any) -> bool:
-    """Check a value against a plain type, a tuple, a literal, or a union of them."""
-    return any(_matches_one(value, one) for one in _alternatives(type_))
-
-
-def _matches_one(value: Any, type_: Any) -> bool:
-    if typing.get_origin(type_) is Literal:
-        # Only strings: an array would be compared element by element.
-        return isinstance(value, str) and value in typing.get_args(type_)
-    if typing.get_origin(type_) is tuple:
-        parts = typing.get_args(type_)
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_matches, value, parts))
-    if type_ is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if type_ in (int, str):
-        return isinstance(value, type_) and not isinstance(value, bool)
-    return type_ is Any or isinstance(value, type_)
-
-
-def _describe(type_: Any) -> str:
-    names = []
-    for one in _alternatives(type_):
-        if typing.get_origin(one) is Literal:
-            names += [repr(word) for word in typing.get_args(one)]
-        elif typing.get_origin(one) is tuple:
-            names.append(f"({', '.join(map(_describe, typing.get_args(one)))})")
-        else:
-            names.append(_TYPES.get(one, getattr(one, "__name__", str(one))))
-    return " or ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} or {names[-1]}"
