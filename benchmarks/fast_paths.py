@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.files import write_text
+from vitrail.layers.activations import Gelu
 from vitrail.layers.fast.dispatch import without_fast_paths
-from vitrail.layers.gelu import Gelu
 from vitrail.layers.mbconv import TENSORFLOW, MBConv
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patches import PatchEmbed

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiers import fast_first
-from vitrail.layers.activations import make_activation
+from vitrail.layers.activations import gelu, make_activation
 from vitrail.layers.fast import mbconv
-from vitrail.layers.gelu import gelu
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, Conv3x3, MBConv, Stem
 
 FLAVOURS = pytest.mark.parametrize("flavour", [TENSORFLOW, TORCHVISION], ids=["tf", "torchvision"])

@@ -41,8 +41,8 @@ def attend(
     k: Tensor,
     v: Tensor,
     *,
-    tap: AttentionTap,
-    layout: TokenLayout,
+    tap: AttentionTap | None = None,
+    layout: TokenLayout | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -53,7 +53,7 @@ def attend(
         k: Keys, shape ``(B, heads, M, d)``, or ``(B, G, heads, M, d)``.
         v: Values, shape ``(B, heads, M, e)``, or ``(B, G, heads, M, e)``.
         tap: Receives the weights while armed, those of groups as ``(B * G, heads, N, M)``; without dropout.
-        layout: Layout of the rows and columns of the weights.
+        layout: Layout of the rows and columns of the weights, for the tap.
         bias: Added before the softmax, broadcast to ``(B, heads, N, M)``, or one for each group, ``(G, heads or
             1, N, M)``; minus infinity masks a key.
         dropout: Probability of zeroing a weight.
@@ -61,13 +61,15 @@ def attend(
     Returns:
         Mixed values, shape ``(B, heads, N, e)`` or ``(B, G, heads, N, e)``.
     """
+    armed = tap is not None and tap.armed
     # torch.func has no rules for the fused kernel.
-    if not tap.armed and not in_transform():
+    if not armed and not in_transform():
         return fused_attention(q, k, v, bias, dropout)
     weights = attention_weights(q, k, bias)
     # The reported tensor is the one that mixes the values, so that gradients reach it.
     reported = weights.flatten(0, -4)
-    tap.report(reported, layout)
+    if tap is not None and layout is not None:
+        tap.report(reported, layout)
     return F.dropout(reported.view_as(weights), dropout) @ v
 
 

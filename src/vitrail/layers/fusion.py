@@ -65,7 +65,6 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(context_dim, 2 * dim, bias=qkv_bias)
         self.q_norm, self.k_norm = (head_norm(dim // num_heads, options) for _ in range(2))
-        # A rate: the fused attention drops the weights itself, and a module that is not called would mislead its hooks.
         self.attn_drop = options.get("attn_drop", 0.0)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(options.get("proj_drop", 0.0))

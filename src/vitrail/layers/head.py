@@ -12,7 +12,6 @@ from vitrail.layers.attention import attend, attention_weights
 from vitrail.layers.mlp import make_mlp
 from vitrail.layers.norms import make_norm
 from vitrail.layers.symbolic import one_node
-from vitrail.layers.tap import AttentionTap, TokenLayout
 
 Pool = Literal["avg", "max", "avgmax", "map", ""]
 _FIXED = ("token", "avg", "max", "avgmax", "")
@@ -146,7 +145,7 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``(B, N, C)`` to ``(B, C)``."""
         q, k, v = self.queries_keys_values(x)
-        mixed = attend(q, k, v, tap=AttentionTap(), layout=TokenLayout("global"))
+        mixed = attend(q, k, v)
         pooled = self.proj(mixed.transpose(1, 2).flatten(2))
         out: Tensor = pooled + self.mlp(self.norm(pooled))
         return out[:, 0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,24 +84,12 @@ class UnfoldLinear(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to ``(B, out_channels, h, w)``."""
-        padding = to_padding(self.padding)
+        padding = to_pair(self.padding, "padding", 0)
         sizes = (x.shape[2:], self.kernel_size, self.stride, padding)
         h, w = ((length + 2 * pad - size) // step + 1 for length, size, step, pad in zip(*sizes, strict=True))
         patches = F.unfold(x, self.kernel_size, stride=self.stride, padding=padding)
         tokens = F.linear(patches.transpose(1, 2), self.weight.flatten(1), self.bias)
         return tokens.transpose(1, 2).reshape(x.shape[0], -1, h, w)
-
-
-def to_padding(padding: object) -> tuple[int, int]:
-    """Read a padding as rows and columns; 0 is one, which :func:`to_pair` refuses.
-
-    Raises:
-        ConfigError: Not one or two whole numbers of at least 0.
-    """
-    values: list[Any] = list(padding) if isinstance(padding, list | tuple) else [padding, padding]
-    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
-        raise ConfigError(f"patch_padding must be a whole number of at least 0 or a pair of them, got {padding!r}")
-    return values[0], values[1]
 
 
 class PatchEmbed(nn.Module):
@@ -142,7 +128,7 @@ class PatchEmbed(nn.Module):
         self.in_chans = in_chans
         self.patch_size = to_pair(patch_size, "patch_size")
         self.stride = self.patch_size if stride is None else to_pair(stride, "patch_stride")
-        self.padding = to_padding(padding)
+        self.padding = to_pair(padding, "patch_padding", 0)
         self.pixels = pixels
         if any(step > size for step, size in zip(self.stride, self.patch_size, strict=True)):
             raise ConfigError(

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from vitrail.errors import ConfigError
 
 Size = int | tuple[int, int]
 
 
-def to_pair(size: int | tuple[int, int] | list[int], name: str = "size") -> tuple[int, int]:
+def to_pair(size: object, name: str = "size", least: int = 1) -> tuple[int, int]:
     """Read a size as height and width.
 
     Args:
         size: One number for both, or ``(height, width)``.
         name: The setting's name, for the error.
+        least: Lower bound of both, 1 or 0.
 
     Raises:
-        ConfigError: Not one or two positive whole numbers.
+        ConfigError: Not one or two whole numbers of at least that.
     """
-    values = list(size) if isinstance(size, list | tuple) else [size, size]
-    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
-        raise ConfigError(f"{name} must be a positive whole number or a pair of them (height, width), got {size!r}")
+    values: list[Any] = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+        kind = "positive whole number" if least else "whole number of at least 0"
+        raise ConfigError(f"{name} must be a {kind} or a pair of them (height, width), got {size!r}")
     return values[0], values[1]
 
 

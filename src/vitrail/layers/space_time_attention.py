@@ -155,8 +155,7 @@ class SplitHeadAttention(Attention):
 def _along(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axis: str, dropout: float) -> Tensor:
     """Attend along an axis: ``(B, heads, T * S, d)`` to the same shape."""
     groups = [slices_of(part, grid, axis).transpose(1, 2) for part in (q, k, v)]
-    layout = TokenLayout("global", grid, grid)
-    mixed = attend(*groups, tap=AttentionTap(), layout=layout, dropout=dropout)
+    mixed = attend(*groups, dropout=dropout)
     return from_slices(mixed.transpose(1, 2), axis)
 
 

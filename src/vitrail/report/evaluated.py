@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from vitrail.analyze.evaluated import Evaluation
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.errors import plural
+from vitrail.evaluate.confusion import clustered_together, most_confused
+from vitrail.figures.confusion import confusion
 from vitrail.figures.data import SPLIT_NAMES
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
@@ -144,6 +146,15 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """Return the mean; None where one value is missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def draw_confusion(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw confusion matrices: counts, and per cent with confused classes side by side.
+
+    Args:
+        tables: Run or variant -> counts, a row a true class.
+    """
+    return confusion(tables, clustered_together(tables), {name: most_confused(table) for name, table in tables.items()})
 
 
 def no_confusion() -> tuple[Picture, None]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitrail.analyze.confusion import draw_confusion
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
 from vitrail.analyze.examples import Examples, choose_examples, learned_token_maps, rollout_maps, rollout_refusal
 from vitrail.analyze.mistakes import draw_mistakes
@@ -31,6 +30,7 @@ from vitrail.report.evaluated import (
     LoadedRun,
     Section,
     Subject,
+    draw_confusion,
     interval_of,
     mixed_up,
     names_with_splits,

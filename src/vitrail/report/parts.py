@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vitrail.analyze.cloud_explanations import values_of_points
-from vitrail.analyze.confusion import draw_confusion
 from vitrail.analyze.evaluated import OpenedRuns
 from vitrail.analyze.explanations import explain_images
 from vitrail.errors import ConfigError, DataError, plural
@@ -30,6 +29,7 @@ from vitrail.report.evaluated import (
     LoadedRun,
     Section,
     Subject,
+    draw_confusion,
     interval_of,
     mixed_up,
     names_with_splits,

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitrail.analyze.confusion import draw_confusion
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
 from vitrail.analyze.published import NOTE, published_points
 from vitrail.catalogue import read_catalogue
@@ -23,7 +22,7 @@ from vitrail.figures.training import FEWEST_FOR_BAND, convergence_bands
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
-from vitrail.report.evaluated import CONFUSION, Section, Subject, mixed_up, no_confusion
+from vitrail.report.evaluated import CONFUSION, Section, Subject, draw_confusion, mixed_up, no_confusion
 from vitrail.report.robust import robustness
 from vitrail.report.side_by_side import EXPLANATIONS, FEATURES, check_without, explained, feature_spaces
 from vitrail.report.suite_brief import suite_brief

@@ -127,3 +127,13 @@ def _resized(streams: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, 
             x = planes.view(*x.shape[:-2], height, width)
         result[name] = x
     return result
+
+
+class PartsTask(ClassificationTask):
+    """Classification of points by the labels "parts" of a batch, ``(B, N)``; -1 is not a label."""
+
+    def labelled(self, output: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits ``(M, K)`` and parts ``(M,)`` of the labelled points; augmentation may have dropped points."""
+        parts = batch["parts"]
+        known = (parts >= 0) & ~output[..., 0].isnan()
+        return output[known], parts[known]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError
-from vitrail.layers.gelu import Gelu
+from vitrail.layers.activations import Gelu
 from vitrail.layers.shapes import grid_size
 from vitrail.models.base import VisionModel
 from vitrail.tasks.masking import (

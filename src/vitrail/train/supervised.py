@@ -20,10 +20,9 @@ from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
-from vitrail.tasks.classification import ClassificationTask
+from vitrail.tasks.classification import ClassificationTask, PartsTask
 from vitrail.tasks.distillation import DistillationTask
 from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss, balanced_positive_weights, balanced_weights
-from vitrail.tasks.parts import PartsTask
 from vitrail.train.build import Builder, build_batch_augmentation
 from vitrail.train.callbacks.checkpoints import RunCheckpoints
 from vitrail.train.callbacks.early_stopping import Patience

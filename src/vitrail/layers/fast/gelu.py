@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitrail.layers.activations import Approximate, gelu
 from vitrail.layers.fast.dispatch import fast_path, infers_on_cpu
-from vitrail.layers.gelu import Approximate, gelu
 
 # 0.5 x (1 + tanh(sqrt(2 / pi) (x + c x^3))) = x sigmoid(2 sqrt(2 / pi) (x + c x^3)), this c and factor.
 _CUBIC = 0.044715

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.layers.activations import Gelu
 from vitrail.layers.fast.dispatch import eager, fast_path, infers_on_cpu, is_plain
-from vitrail.layers.gelu import Gelu
 from vitrail.layers.mbconv import Conv3x3, MBConv, SqueezeExcite, edge_padding
 from vitrail.layers.shapes import divide_up
 

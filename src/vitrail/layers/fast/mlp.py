@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vitrail.layers.activations import Gelu
 from vitrail.layers.fast.dispatch import eager_on_cpu, fast_path, infers_on_cpu, is_plain
 from vitrail.layers.fast.gelu import gelu_
-from vitrail.layers.gelu import Gelu
 from vitrail.layers.mlp import Mlp
 
 # Elements of the hidden layer above which tokens are taken in pieces, and elements of a piece. Without gradients a

@@ -29,7 +29,6 @@ from vitrail.layers.patches import (
     PatchEmbed,
     check_covers,
     check_images,
-    to_padding,
 )
 from vitrail.layers.positions import (
     LEARNED_TABLES,
@@ -368,7 +367,7 @@ class ViT(Isotropic):
     def _build_patches(self) -> None:
         """Build the stem and the patch embedding; set the grid and the pixels between patches."""
         config, size = self.config, to_pair(self.config.img_size)
-        patch, padding = to_pair(config.patch_size), to_padding(config.patch_padding)
+        patch, padding = to_pair(config.patch_size), to_pair(config.patch_padding, "patch_padding", 0)
         stride = self.patch_stride = to_pair(config.patch_stride or patch, "patch_stride")
         check_img_size(size, patch)
         self.stem = make_stem(config.stem, config.in_chans, config.stem_width)
@@ -435,7 +434,8 @@ class ViT(Isotropic):
     def _overlap(self) -> str:
         """Reason why patches do not tile the image; empty where they do."""
         config = self.config
-        if self.patch_stride == to_pair(config.patch_size) and not any(to_padding(config.patch_padding)):
+        padded = any(to_pair(config.patch_padding, "patch_padding", 0))
+        if self.patch_stride == to_pair(config.patch_size) and not padded:
             return ""
         return "overlapping or padded patches do not tile the image; leave patch_stride and patch_padding out"
 
