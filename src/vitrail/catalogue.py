@@ -155,7 +155,7 @@ class Catalogue:
     """The families and their variants.
 
     Attributes:
-        families: Family name -> what its variants share.
+        families: Family name -> shared facts of its variants.
         variants: Variant name -> its facts, in the order of the names.
     """
 

@@ -46,7 +46,7 @@ class RunError(VitrailError, ValueError):
 
 
 class DataWarning(UserWarning):
-    """Images that can be used and are probably not what was meant; the command line prints it as one line."""
+    """Usable images that are probably not the intended ones; the command line prints it as one line."""
 
 
 def closest(name: str, choices: Iterable[str]) -> str:

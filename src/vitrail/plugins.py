@@ -35,7 +35,7 @@ def _scan(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 
 def load_plugins(group: str) -> list[Any]:
-    """Import what the entry points of a group name.
+    """Import the entry points of a group.
 
     Args:
         group: As for :func:`find_plugins`.

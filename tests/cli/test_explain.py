@@ -174,7 +174,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
         (["--size", "1", "2", "3"], 2, "--size takes one number"),
         (["--number", "0"], 2, "at least 1"),
         (["--split", "test"], 1, "no 'test' split, only train, val"),
-        (["--spectral", "x"], 2, "goes with image files"),
+        (["--spectral", "x"], 2, "requires image files"),
         (["--metod", "x"], 2, "did you mean '--method'"),
     ],
 )

@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 
 def values_of_points(seen: Explained, cloud: Array) -> dict[str, Array]:
-    """Return what the points of a cloud are coloured by, shape ``(N,)`` each.
+    """Return the values that colour the points of a cloud, shape ``(N,)`` each.
 
     Args:
         seen: Prediction and explanations.

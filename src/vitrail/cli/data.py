@@ -314,7 +314,7 @@ def _describe(found: Audit, modality: Modality, classes: Sequence[str]) -> str:
 
 
 def _of_clips(found: Audit) -> dict[str, list[str]]:
-    """Return what an audit lists of clips alone."""
+    """Return the findings of an audit that only clips have."""
     if found.clips is None:
         return {}
     return {

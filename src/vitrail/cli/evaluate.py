@@ -166,7 +166,7 @@ def _accuracy_name(metrics: Mapping[str, Any]) -> str:
 
 
 def _headline(metrics: Mapping[str, Any], accuracy: str, units: str = "") -> str:
-    """Format the main measures; ``units`` says what the interval is over."""
+    """Format the main measures; ``units`` names the resampled units of the interval."""
     return (
         f"{accuracy} {metrics['accuracy']:.4f} (95 % interval{units} {metrics['accuracy_low']:.4f} to "
         f"{metrics['accuracy_high']:.4f}), "

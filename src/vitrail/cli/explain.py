@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if arguments.masks is not None and not arguments.measure:
         raise ConfigError("--masks has no effect without --measure; add --measure, or leave --masks out")
     if arguments.masks is not None and not arguments.images:
-        raise ConfigError("--masks goes with image files; name them, or leave it out")
+        raise ConfigError("--masks requires image files; name them, or leave it out")
     if arguments.number is None:
         arguments.number = _IMAGES if arguments.structure is None else _PROBES
     if arguments.batch_size < 1 or arguments.number < 1:
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
 
 
 def _explain_export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
-    """Write the heatmaps of an export; refuse what only a run folder can compute."""
+    """Write the heatmaps of an export; refuse options that need a run folder."""
     from vitrail.analyze.explanations import write_explanations
     from vitrail.cli.recipes import for_files
     from vitrail.deploy.exported import ROLLOUT, load_exported
@@ -133,7 +133,7 @@ def _explain_export(arguments: argparse.Namespace, settings: Sequence[str]) -> i
 def _report(
     arguments: argparse.Namespace, card: ModelCard, data: ImageData, count: int, methods: Iterable[str]
 ) -> None:
-    """Print what was written, and what was left out."""
+    """Print the written files and the left-out inputs."""
     from vitrail.figures.animation import can_write_mp4
     from vitrail.models.modality import VIDEO
 
@@ -145,7 +145,7 @@ def _report(
 
 
 def _explain_structure(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
-    """Write what the model learned: pictures and tables of its structures."""
+    """Write pictures and tables of the model's learned structures."""
     from vitrail.analyze.structure import check_structures, learned_structures, needs_images, write_structures
     from vitrail.engines.load import find_export
     from vitrail.runs.folder import RunFolder
@@ -306,7 +306,7 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequen
             print(line)
         return opened, opened.indices("all")
     if arguments.spectral is not None:
-        raise ConfigError("--spectral goes with image files; name them, or leave it out")
+        raise ConfigError("--spectral requires image files; name them, or leave it out")
     own, changed = override_run_data(run.recipe, settings, "vitrail explain")
     unfit = {name: value for name in UNFIT if (value := getattr(arguments, name.split(".")[1])) is not None}
     found = open_images(run, card, changed.changed(unfit), own, size=size, verb="explain")

@@ -11,7 +11,7 @@ from vitrail.errors import VitrailError
 
 
 def name_inputs(text: str, arguments: Sequence[str]) -> str:
-    """Name the inputs of a command by what they are: clips or point clouds.
+    """Name the inputs of a command by their modality: clips or point clouds.
 
     Args:
         text: An error or a warning about data.

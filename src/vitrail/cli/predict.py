@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 
 
 def _predict_parts(arguments: Namespace, classifier: Classifier, clouds: ImageData) -> tuple[pd.DataFrame, str]:
-    """Label the points of clouds, and draw them where --overlay asks for it; return the table and what was done."""
+    """Label the points of clouds, and draw them where --overlay asks for it; return the table and a summary."""
     from vitrail.cli.outputs import files_to_write, output_folder
     from vitrail.deploy.parts import label_clouds, part_table, write_part_pictures
     from vitrail.files import file_names
@@ -116,7 +116,7 @@ def _predict_parts(arguments: Namespace, classifier: Classifier, clouds: ImageDa
 
 
 def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageData) -> tuple[pd.DataFrame, str]:
-    """Classify videos by sliding clips, and write those that --overlay asks for; return the table and what was done."""
+    """Classify videos by sliding clips, and write those that --overlay asks for; return the table and a summary."""
     from vitrail.deploy.videos import classify_videos, decision_table, leave_out, write_overlay
 
     targets = None if arguments.overlay is None else _overlays(arguments, videos)

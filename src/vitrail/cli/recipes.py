@@ -32,8 +32,8 @@ def read_recipe_arguments(
         prog: The command, for usage and errors.
         description: Description of the verb.
         argv: Arguments after the verb.
-        flags: Options without a value -> what they do.
-        more: Options that the verb has read already -> what they do, for its help.
+        flags: Options without a value -> help.
+        more: Options that the verb has read already -> help.
 
     Returns:
         The recipe and the flags that were given; no recipe when the command has already answered

@@ -123,7 +123,7 @@ def method(suite: Suite, tables: Tables) -> str:
 
 
 def about_pretraining(suite: Suite) -> list[str]:
-    """Describe the pre-trainings of the seeds, and what intervals cover."""
+    """Describe the pre-trainings of the seeds, and the meaning of intervals."""
     used = {
         str(variant.recipe.model.weights).removeprefix(PRETRAINED)
         for variant in suite.variants

@@ -1,4 +1,4 @@
-"""A suite file: a base recipe, named variants, seeds or folds, and what they are compared by."""
+"""A suite file: a base recipe, named variants, seeds or folds, and the compared metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: what to train, on what, how; loaded, overridden, validated and written as YAML."""
+"""Recipes: model, data and training settings; loaded, overridden, validated and written as YAML."""
 
 from vitrail.config.data import DataConfig
 from vitrail.config.load import dump_recipe, load_recipe, read_yaml

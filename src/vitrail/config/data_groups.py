@@ -1,4 +1,4 @@
-"""Groups of the part ``data`` of a recipe: settings nested by what they configure."""
+"""Groups of the part ``data`` of a recipe: nested settings."""
 
 from __future__ import annotations
 

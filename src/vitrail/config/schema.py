@@ -113,7 +113,7 @@ class TaskConfig:
         distillation: distill: "soft" (when not given), the teacher's probabilities at ``temperature``, or "hard", its
             class. A model with ``dist_token`` learns it with that token.
         alpha: distill: weight of the teacher in the loss, 0 to 1; 0.5 when not given.
-        temperature: simclr: what similarities are divided by, 0.2 when not given. distill: what logits are divided by,
+        temperature: simclr: divisor of the similarities, 0.2 when not given. distill: divisor of the logits,
             3 when not given.
         projection_dim: simclr: width of the vectors that are compared, 128 when not given.
         view_min_scale: simclr: smallest share of an image that a view may show, 0.2 when not given.
@@ -129,7 +129,7 @@ class TaskConfig:
         loss_on: mae, simmim: "masked" pixels (when not given), or "all".
         decoder_dim: mae: width of the decoder; half of the model's, as a multiple of 32, when not given.
         decoder_depth: mae: its blocks, 4 when not given.
-        watch_every: Pre-training: epochs between measurements of what has been learned (nearest neighbours and linear
+        watch_every: Pre-training: epochs between evaluations of the representation (nearest neighbours and linear
             probe, where images have one label each; RankMe, alignment, uniformity); 0 for none, 1 when not given.
     """
 

@@ -66,7 +66,7 @@ class _TextLoader(_CoreLoader):
 
 
 class _CoreDumper(yaml.SafeDumper):
-    """Quotes what readers of YAML 1.2 or 1.1 would take for something else than text."""
+    """Quotes texts that readers of YAML 1.2 or 1.1 would take for another type."""
 
 
 def _construct_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:

@@ -37,7 +37,7 @@ def read_as(hint: Any, word: str) -> Any:
 
 
 def check_value(name: str, hint: Any, value: Any) -> Any:
-    """Read what is quoted in a file (``"3"``) by the type of its setting, and refuse what the type does not have.
+    """Parse a quoted value (``"3"``) by the type of its setting, and refuse values of other types.
 
     Args:
         name: Name of the setting, for errors.

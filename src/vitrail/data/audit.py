@@ -120,7 +120,7 @@ class Audit:
 
     @property
     def damaged(self) -> list[tuple[str, str]]:
-        """Clips with damaged frames, and what is wrong."""
+        """Clips with damaged frames, with the fault."""
         return [] if self.clips is None else self.clips.damaged
 
     @property

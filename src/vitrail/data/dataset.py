@@ -341,7 +341,7 @@ def open_data(
         img_size: Height and width to bring them to, one number for both; number of points of clouds, as ``(N,)``.
         classes: Names of the classes where a run gives them.
         split: Split what is not split already; otherwise all images that belong to no split form one named "all".
-        fill: Stream -> what pixels without data get; see :class:`ImageData`.
+        fill: Stream -> value of pixels without data; see :class:`ImageData`.
         known: Images of a run: these keep their split and their order, whatever they are called here. The rule is for
             others. Without ``split``, where only some are known, the others form the split "new" (or stay in the test
             split that the data gives), and all together are "all" too.
@@ -419,7 +419,7 @@ class _SplitDataset(Dataset[Any]):
         indices: Indices of its images in the source.
         fit: Brings images that are read larger to the size that a model sees.
         seen_size: Height and width that a model sees; as read when not given.
-        clips: Whether to read what :meth:`ImageSource.read_clips` gives.
+        clips: Whether to read by :meth:`ImageSource.read_clips`.
     """
 
     def __init__(

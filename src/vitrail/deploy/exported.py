@@ -1,4 +1,4 @@
-"""An export as a classifier: what ``vitrail predict`` and ``evaluate`` need of it."""
+"""An export as a classifier, for ``vitrail predict`` and ``evaluate``."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def _measure_parts(evaluated: Evaluated, data: DataConfig, intervals: Intervals,
 
 
 def _write_records(evaluated: Evaluated, metrics: Mapping[str, Any]) -> None:
-    """Write metrics.json, and what is known of the run's own data where these are evaluated."""
+    """Write metrics.json, and the record of the run's own data where these are evaluated."""
     run, found = evaluated.run, evaluated.images.recognition
     delete_stale_results(run, evaluated.files)
     run.write_json(evaluated.files.metrics, metrics)

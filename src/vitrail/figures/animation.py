@@ -112,7 +112,7 @@ class Mp4Writer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Encode what is left, and close the file."""
+        """Encode the remaining frames, and close the file."""
         if error[0] is None:
             self._mux(None)
         self._container.close()

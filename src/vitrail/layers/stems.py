@@ -95,7 +95,7 @@ def measure_stem(stem: nn.Module, in_chans: int, size: Pair) -> tuple[int, Pair]
 
 
 def check_multiples(pixels: Pair, **lengths: Pair) -> None:
-    """Refuse lengths of patches that positions of a stem's feature map do not make up.
+    """Refuse patch lengths that are not multiples of the stem's stride.
 
     Args:
         pixels: Pixels per position, height and width, as of :func:`measure_stem`.

@@ -100,7 +100,7 @@ class TokenLearner(nn.Module):
             ShapeError: Another number of dimensions or another width.
         """
         if x.ndim not in (4, 5) or x.shape[-1] != self.dim:
-            raise ShapeError(f"TokenLearner wants tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
+            raise ShapeError(f"TokenLearner expects tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
         slices = x if x.ndim == 4 else x.flatten(0, 1)
         weights, tokens = self.selection(slices), slices.flatten(1, 2)
         if self.tap.armed:
@@ -202,7 +202,7 @@ class TokenFuser(nn.Module):
         count = slices * self.num_tokens
         if tokens.ndim != 3 or tokens.shape[1:] != (count, self.dim) or original.shape[-1] != self.dim:
             raise ShapeError(
-                f"TokenFuser wants tokens of shape (B, {count}, {self.dim}) and originals of shape "
+                f"TokenFuser expects tokens of shape (B, {count}, {self.dim}) and originals of shape "
                 f"(B, N, {self.dim}), got {tuple(tokens.shape)} and {tuple(original.shape)}"
             )
         learned = tokens.reshape(-1, self.num_tokens, self.dim)

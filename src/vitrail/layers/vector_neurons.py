@@ -119,7 +119,7 @@ class VNLayerNorm(nn.Module):
 
 
 class VNLeakyReLU(nn.Module):
-    """Leaky ReLU along learned directions: vectors lose (part of) what points against theirs.
+    """Leaky ReLU along learned directions: vectors lose (part of) their component against them.
 
     Args:
         dim: Number of channels.

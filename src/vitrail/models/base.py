@@ -1,4 +1,4 @@
-"""The contract of a model: what every family answers, with defaults for models of one image.
+"""The contract of a model: methods of every family, with defaults for models of one image.
 
 Where a docstring says ``(H, W)`` of tokens, a model of another modality has the axes of its grid.
 """
@@ -38,7 +38,7 @@ class VisionModel(Pooling):
         stream_prefixes: Prefix of each stream's keys, for a family of several streams.
         not_decayed: Last parts of the names of parameters without weight decay, besides biases and norms.
         name: Name as for ``create_model``, a variant or a family.
-        num_features: Width of what the classifier sees.
+        num_features: Width of the classifier's input.
         num_prefix: Class and other tokens before those of the patches.
         feature_info: The levels that :meth:`forward_intermediates` can return, in order.
     """
@@ -192,7 +192,7 @@ class VisionModel(Pooling):
 
     @abstractmethod
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify what :meth:`forward_features` gave; ``pre_logits`` stops before the classifier."""
+        """Pool and classify the result of :meth:`forward_features`; ``pre_logits`` stops before the classifier."""
 
     def forward_intermediates(
         self,
@@ -362,7 +362,7 @@ class VisionModel(Pooling):
 
         Args:
             state: The checkpoint, by our names.
-            report: Gets notes of what was done.
+            report: Receives notes on the changes.
 
         Returns:
             The tensors to load; ``state`` unless a family says otherwise.

@@ -85,7 +85,7 @@ class Family:
 
     @functools.cached_property
     def tensor_names(self) -> tuple[str, ...]:
-        """Names of the tensors of its tiny model; they show what a family is called inside a checkpoint."""
+        """Names of the tensors of its tiny model; they show a family's names inside a checkpoint."""
         with torch.device("meta"):
             return tuple(self.build(self.config(**self.test_config)).state_dict())
 

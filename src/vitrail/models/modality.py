@@ -81,7 +81,7 @@ def _words(names: Collection[str]) -> re.Pattern[str]:
 
 
 def reword(text: str, *modalities: Modality, names: Collection[str] = ()) -> str:
-    """Name inputs by what they are in a text that speaks of images: pages and messages are written for these.
+    """Name inputs by their modality in a text about images: pages and messages are written for these.
 
     Args:
         text: Prose; text between backticks remains.

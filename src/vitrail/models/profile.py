@@ -54,7 +54,7 @@ class Step:
         name: The module's or parameter's name in the model; ``"(between)"`` for the rest of the time.
         kind: Its class.
         what: Purpose of the module, one sentence.
-        output_shape: Shape of what it gives (of a parameter, its own); None where nothing came.
+        output_shape: Shape of its output (of a parameter, its own); None without any.
         parameters: Its own, each counted at one step only.
         multiply_adds: Its own, for the whole batch.
         share: Its part of the time of a forward pass, 0..1; None where time was not measured.
@@ -185,7 +185,7 @@ class _Plan:
         self._known: set[nn.Module] = set()
 
     def add_children(self, module: nn.Module, name: str, level: int) -> None:
-        """Add what is below an opened module; ``level`` is that of its children."""
+        """Add the modules below an opened module; ``level`` is that of its children."""
         prefix = f"{name}." if name else ""
         for key, parameter in module.named_parameters(recurse=False):
             if all(parameter is not other for other in self.loose.values()):

@@ -84,7 +84,7 @@ class LibraryProtocol(nn.Module, ABC):
 
     @property
     def head_hidden_size(self) -> int:
-        """Width of what the classifier sees."""
+        """Width of the classifier's input."""
         return self.num_features
 
     @property

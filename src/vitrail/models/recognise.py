@@ -1,4 +1,4 @@
-"""Saying what a file of weights is: whose layout, which family, which variants, and what it takes as input."""
+"""Recognition of a file of weights: its layout, family, variants and inputs."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def _search(
     checkpoint: Checkpoint,
     own: Mapping[str, Any] | None,
 ) -> None:
-    """Try the model that the file names, or else the variants; what the file says of sizes is added to ``read``."""
+    """Try the model that the file names, or else the variants; sizes given by the file are added to ``read``."""
     written = checkpoint.metadata.get("model")
     if own is not None and written is not None:
         _try(search, written, _differing(family, written, own), found, own)
@@ -320,7 +320,7 @@ def _try_variants(
     read: Mapping[str, Any],
     found: _Found,
 ) -> None:
-    """Try the variants of the checkpoint's width, those first that differ least from what was read.
+    """Try the variants of the checkpoint's width, those first that differ least from the settings read.
 
     Models of point clouds have no kernel of the input that shows a width: all variants of theirs are tried.
     """

@@ -1,4 +1,4 @@
-"""The page of an audit: one self-contained file, with thumbnails of what was found."""
+"""The page of an audit: one self-contained file, with thumbnails of its findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain sentences about an audit, decided from what it found."""
+"""Plain sentences about an audit, derived from its findings."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
             (
                 len(found.empty_bands),
                 f"Bands with one value in every image: {listed([band for _, band in found.empty_bands], 4)}.",
-                "Leave out bands that hold nothing, by `--data.bands.use`.",
+                "Leave out empty bands, by `--data.bands.use`.",
             ),
             (
                 len(still),

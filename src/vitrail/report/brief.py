@@ -14,7 +14,7 @@ _MOST_IN_SIGHT = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """One question of a reader and what the records answer.
+    """One question of a reader and its answer from the records.
 
     Attributes:
         question: The question.

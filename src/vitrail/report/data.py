@@ -96,7 +96,7 @@ def data_sections(subjects: Sequence[Subject], show: Show | None = None) -> list
 
 
 def read_known(part: Evaluation) -> Known | None:
-    """Read what a run recorded of its data.
+    """Read a run's record of its data.
 
     Returns:
         None where nothing was recorded.

@@ -97,7 +97,7 @@ class LoadedRun:
 
 @dataclass
 class Section:
-    """A heading of a page and what is below it.
+    """A heading of a page and its content.
 
     Attributes:
         title: The heading.

@@ -158,7 +158,7 @@ def _plural(facts: RunFacts) -> str:
 
 
 def ranked_cautions(facts: RunFacts) -> list[tuple[int, str]]:
-    """List what a reader must know before using the result, the most urgent first, with their ranks."""
+    """List the limits of the result, the most urgent first, with their ranks."""
     told = [(rank, line) for rank, caution in enumerate(_CAUTIONS) if (line := caution(facts))]
     return told or [(0, "The records of this run show nothing unusual.")]
 

@@ -69,7 +69,7 @@ def feature_spaces(subjects: Sequence[Subject]) -> list[Section]:
         picture = Picture(
             "features" + ("" if number == 1 else f"_{number}"),
             title,
-            f"t-SNE of what the classifier sees of {names}: at most {_MOST_POINTS:,} images each. Distances between "
+            f"t-SNE of the classifier's inputs of {names}: at most {_MOST_POINTS:,} images each. Distances between "
             "far groups mean little in t-SNE. Above each, before anything is laid out: how well its classes hold "
             "together (mean silhouette, -1 to 1) and the share of images whose nearest neighbours are of their class.",
             f"Images as points in the plane, coloured by class; {'; '.join(words)}",

@@ -39,7 +39,7 @@ def write_suite_report(
     without: Sequence[str] = (),
     read_moved: Callable[[Path], DataConfig] | None = None,
 ) -> Path:
-    """Write the page of a suite; beside it the same as Markdown, its figures, and what was measured as CSV.
+    """Write the page of a suite; beside it the same as Markdown, its figures, and the measurements as CSV.
 
     Args:
         folder: The suite's folder.

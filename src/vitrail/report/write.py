@@ -59,7 +59,7 @@ def write_page(
     names: Collection[str] = (),
     prose: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a page and all that lies beside it.
+    """Write a page and the files beside it.
 
     Args:
         out: The page.
@@ -68,7 +68,7 @@ def write_page(
         sections: Sections, in order.
         template: Its template's file.
         more: Further values for the template.
-        lead: Markdown, title included, of what the template says besides the sections.
+        lead: Markdown of the template's text besides the sections, title included.
         inputs: Kind of the runs' inputs: prose of images is reworded.
         names: Names of runs, variants and classes, which remain.
         prose: Texts and tables, and lists of these, that the template needs: prose too.

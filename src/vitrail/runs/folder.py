@@ -121,11 +121,11 @@ class RunFolder:
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """Its name, its path and its classes: what texts about it quote."""
+        """Its name, its path and its classes, as quoted in texts about it."""
         return self._names(self._read_card())
 
     def reword(self, text: str) -> str:
-        """Name its inputs by what they are in a text that speaks of images."""
+        """Name its inputs by their modality in a text about images."""
         card = self._read_card()
         return reword(text, _modality(card), names=self._names(card))
 

@@ -77,7 +77,7 @@ def random_masks(batch: int, grid: Grid, ratio: float, device: torch.device | st
 
 
 def tube_masks(batch: int, grid: Grid, ratio: float, device: torch.device | str | None = None) -> Tensor:
-    """Sample random masks of clips: the same rows and columns at all times, so that no motion shows what is masked.
+    """Sample random masks of clips: the same rows and columns at all times, so that no motion reveals masked pixels.
 
     Args:
         batch: Number of masks.

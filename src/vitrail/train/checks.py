@@ -28,7 +28,7 @@ _BATCH_NORM = (
 
 
 def check_before_images(recipe: Recipe, run: RunFolder) -> None:
-    """Check what needs no images: opening them decodes every file once.
+    """Check settings that need no images: opening them decodes every file once.
 
     The model is built without memory for its weights; a model of two streams without and with the second.
 

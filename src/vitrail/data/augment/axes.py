@@ -11,10 +11,10 @@ def expand_like(values: Tensor, x: Tensor) -> Tensor:
 
 
 def as_channels(x: Tensor) -> Tensor:
-    """View frames as further channels of one image, ``(B, C * T, H, W)``: what moves or blurs treats them alike."""
+    """View frames as further channels of one image, ``(B, C * T, H, W)``, for equal warps and blurs of all frames."""
     return x.flatten(1, -3)
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """View frames below each other in one image, ``(B, C, T * H, W)``: what maps single pixels treats them alike."""
+    """View frames below each other in one image, ``(B, C, T * H, W)``, for equal maps of single pixels."""
     return x.flatten(2, -2)

@@ -85,7 +85,7 @@ def turn_back(points: Array, up: str) -> Array:
 
 
 def scale_of(points: Array, rule: str | float) -> float:
-    """Compute what the coordinates of a centred cloud are divided by.
+    """Compute the divisor of the coordinates of a centred cloud.
 
     Args:
         points: Shape ``(N, 3)``, centroid at 0.

@@ -63,8 +63,8 @@ class ImageSource(ABC):
         views: Views of an input that evaluation averages over.
         draws: Whether training reads a random part of an input in each epoch.
         numbering: Mapping from labels to class names, where a run must remember it.
-        left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
-        notes: Facts to print where the source is opened: what was passed over, a line each.
+        left_out: Images that cannot be read and that the source goes on without: their names, with the reason.
+        notes: Facts to print where the source is opened, for example ignored files, one line each.
         values: The stored values of each stream, where they are not 8 bits throughout.
         value_notes: Facts about these for training and statistics: a range that their type decided, no data.
     """

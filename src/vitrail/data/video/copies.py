@@ -217,7 +217,7 @@ def _matched(one: ScannedClip, other: ScannedClip, shift: float) -> tuple[Intege
 
 
 def _moves_alike(a: Floats, b: Floats) -> bool:
-    """Check whether what moves agrees; true where nothing moves.
+    """Check whether the motion agrees; true where nothing moves.
 
     Args:
         a: Descriptors of frames, shape ``(F, 64)``.

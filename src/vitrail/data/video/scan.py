@@ -51,7 +51,7 @@ class ClipFacts:
     """Facts of the clips of a data set that images do not have.
 
     Attributes:
-        damaged: Clips with damaged frames, and what is wrong.
+        damaged: Clips with damaged frames, with the fault.
         still: Clips in which nothing moves.
         rates: Frames a second of the files, rounded from 10 on, and how many clips have each; the most frequent first.
         durations: Shortest, median and longest clip in seconds; None where no clip has times.

@@ -61,7 +61,7 @@ def listing_settings(data: DataConfig) -> dict[str, Any]:
 
 
 def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photographs: str = "") -> dict[str, Any]:
-    """Describe what the graph takes and returns; equal for equal runs and versions.
+    """Describe the graph's inputs and outputs; equal for equal runs and versions.
 
     Args:
         graph: The graph.

@@ -1,4 +1,4 @@
-"""One graph from pixels to a decision: what an export computes."""
+"""The graph of an export, from pixels to a decision."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def rewrite(model: Graph) -> None:
 
 
 def _flatten_layer(layer: Node) -> None:
-    """Let a linear layer, and what is fused with it, see tokens instead of a map."""
+    """Apply a linear layer, and operations fused with it, to tokens instead of a map."""
     sizes = _sizes(layer.input_value(0))
     if layer.input_value(1).get_node().get_type_name() != "Constant" or sizes is None or len(sizes) < 4:
         return

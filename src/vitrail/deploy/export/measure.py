@@ -116,7 +116,7 @@ def time_alternately(
     Args:
         steps: Name -> the step.
         seconds: Time for all; some turns are made in any case, and as long again while nothing is decided.
-        decided: Whether the times of the calls so far decide what is asked of them.
+        decided: Whether the times of the calls so far are sufficient.
 
     Returns:
         Seconds of each call, by name.
@@ -227,7 +227,7 @@ def add_memory(
         built: The same candidates.
         images: As many images as the largest batch.
         threads: Number of threads of the engines.
-        budget: Time of the export: what does not fit is left out.
+        budget: Time of the export; measurements beyond it are left out.
     """
     found = dict(measured)
     for one in built:

@@ -104,7 +104,7 @@ class Prepare(nn.Module):
         return streams
 
     def finish_stored(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Derive the streams that are not stored, and cut off what evaluation cuts off."""
+        """Derive the streams that are not stored, and crop as in evaluation."""
         return self.finish(streams)
 
     def fill(self, name: str, x: Tensor) -> Tensor:

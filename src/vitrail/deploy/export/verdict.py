@@ -1,4 +1,4 @@
-"""Verdicts of an export's gate: what is recorded in export.json, and the table for people."""
+"""Verdicts of an export's gate: the record in export.json, and the printed table."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def expand_by_operator(layer: nn.Module, window: Grid, table_window: Grid) -> Te
 
 @dataclasses.dataclass(frozen=True)
 class _Expanded:
-    """A bias and what it was expanded from."""
+    """A bias and the table that it was expanded from."""
 
     table: Tensor
     window: Grid

@@ -82,7 +82,7 @@ class Swin3dConfig(LayerSettings):
     }
 
     def __post_init__(self) -> None:
-        """Check what the layers do not check themselves.
+        """Check settings that the layers do not check themselves.
 
         Raises:
             ConfigError: A value out of range, or settings that contradict each other.

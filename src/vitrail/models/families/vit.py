@@ -139,7 +139,7 @@ class ViTConfig(LayerSettings):
     token_merging: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
-        """Check what the layers do not check themselves.
+        """Check settings that the layers do not check themselves.
 
         Raises:
             ConfigError: A value out of range, or settings that contradict each other.
