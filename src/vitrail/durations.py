@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration for people: ``45 s``, ``12 min`` or ``3.4 h``.
+    """Format a duration for display: ``45 s``, ``12 min`` or ``3.4 h``.
 
     Args:
         seconds: Duration in seconds, at least 0.

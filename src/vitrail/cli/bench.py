@@ -170,7 +170,7 @@ def _write_rows(rows: Sequence[Row], plan: Plan, arguments: argparse.Namespace) 
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Format the rows as a table for people."""
+    """Format the rows as a printed table."""
     header = ["model", "input", "by", "mode", "precision", "images/s", "ms", "GFLOP/s", "of peak", "peak MB"]
     with_ratio = any(row.ratio is not None for row in rows)
     cells = []

@@ -22,7 +22,7 @@ _NAMES = {
 
 
 def metric_name(metric: str) -> str:
-    """Return the name of a measure for people."""
+    """Return the display name of a metric."""
     return _NAMES.get(metric, metric)
 
 

@@ -97,7 +97,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Name for people."""
+        """Display name."""
         return f"{self.variant}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
 
     @property

@@ -41,7 +41,7 @@ class Reduction:
     left: float = 0.0
 
     def turned(self, orientation: int, reduced: tuple[int, int]) -> Reduction:
-        """Follow the turn that an orientation tag asks for.
+        """Apply the rotation of an orientation tag.
 
         Args:
             orientation: Value of the tag.

@@ -50,7 +50,7 @@ class Raster:
     """Image of a TIFF file, as stored.
 
     Attributes:
-        values: Shape ``(C, H, W)``, of the file's own type, turned as the file says that it is to be seen.
+        values: Shape ``(C, H, W)``, of the file's own type, oriented by its orientation tag.
         invalid: Pixels that a mask or an alpha band takes out, shape ``(H, W)``; None where there is neither.
         no_data: No-data value of the file (GDAL_NODATA).
         scale: Scale of each band, where the file has a scale or an offset of its own (GDAL_METADATA): a value is
@@ -100,7 +100,7 @@ def inspect_pages(path: File) -> tuple[int, npt.NDArray[np.bool_] | None]:
 
     Returns:
         Number of its images, without overviews and masks; and the pixels that its mask takes out, shape ``(H, W)``,
-        turned as the file says that it is to be seen, None where it has no mask.
+        oriented by the file's tag, None where it has no mask.
 
     Raises:
         UnreadableError: Not a TIFF that can be read.

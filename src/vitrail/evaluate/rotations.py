@@ -48,7 +48,7 @@ def measure_rotations(
         logit by a rotation, over the range of the logits.
 
     Raises:
-        ConfigError: A model that takes no point clouds, a sample below 1, or clouds that are turned already.
+        ConfigError: A model that takes no point clouds, a sample below 1, or clouds that are rotated already.
     """
     trained = evaluated.trained
     check_need("evaluate --rotations", trained.card.modality, trained.card.name)

@@ -184,7 +184,7 @@ def parts_figure(
 
 
 def interactive_clouds(points: Array, values: Mapping[str, Array], names: Sequence[str] = ()) -> Any:
-    """Draw a cloud that the reader turns, with a button for each kind of values; a plotly figure.
+    """Draw a cloud that the reader can rotate, with a button for each kind of values; a plotly figure.
 
     Args:
         points: Shape ``(N, 3)``, all finite.

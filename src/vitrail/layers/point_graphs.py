@@ -143,7 +143,7 @@ def graph_features(x: Tensor, index: Tensor, cross: bool = False) -> Tensor:
     Args:
         x: Features, shape ``(B, N, ..., C)``.
         index: Neighbours, shape ``(B, N, k)``.
-        cross: Whether the cross product of neighbour and point follows. It turns with the cloud, but a mirrored cloud
+        cross: Whether the cross product of neighbour and point follows. It rotates with the cloud, but a mirrored cloud
             has other ones. Of vectors with more than 3 coordinates it is that of the first three, and 0 beyond.
 
     Returns:

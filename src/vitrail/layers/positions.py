@@ -60,7 +60,7 @@ def sincos_sequence(length: int, dim: int, device: torch.device | None = None) -
     """
     if dim % 2:
         raise ConfigError(f"sine and cosine positions in one dimension need an even width, got {dim}")
-    # In double precision: a late place has many turns, whose rounding would reach the sines.
+    # In double precision: late positions have many rotations, whose rounding would reach the sines.
     frequencies = 10000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
     angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None].to(torch.get_default_dtype())
@@ -107,7 +107,7 @@ def _resample_line(line: Tensor, _: tuple[int, int], new_grid: tuple[int, int]) 
 
 @one_node
 def rotary_positions(grid: tuple[int, int], dim: int, like: Tensor) -> Tensor:
-    """Compute the sines and cosines by which rotary positions turn queries and keys, for two axes.
+    """Compute the sines and cosines by which rotary positions rotate queries and keys, for two axes.
 
     Rows and columns run from -1 to 1 whatever the grid, so that images of all sizes have the same positions.
 

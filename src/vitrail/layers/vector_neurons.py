@@ -209,7 +209,7 @@ def make_vector_pool(name: str, dim: int) -> nn.Module:
 
 
 def invariant_products(x: Tensor, frame: Tensor) -> Tensor:
-    """Compute the inner products of vectors with those of a frame that turns with them, which no rotation changes.
+    """Compute the inner products of vectors with an equivariant frame: they are rotation-invariant.
 
     Args:
         x: Vectors, shape ``(..., S, C)``.

@@ -277,7 +277,7 @@ class _Meter:
 
 @contextmanager
 def _watching(plan: _Plan, meter: _Meter, record: _Record | None = None) -> Iterator[_Meter]:
-    """Attach meters and records to the plan's modules as hooks; remove them whatever happens."""
+    """Attach meters and records to the plan's modules as hooks; remove them on exit, also after an error."""
     with ExitStack() as stack:
         for name, module in (*plan.steps.items(), *plan.opened.items()):
             # A step stands where it begins; an opened module, after its parts.

@@ -135,7 +135,7 @@ def create_model(name: str, **settings: Any) -> VisionModel:
 
 
 def _refuse_bundled(name: str, settings: dict[str, Any]) -> None:
-    """Take timm's arguments for weights that come with a library out of the settings.
+    """Remove timm's arguments for bundled weights from the settings; refuse those that are set.
 
     Raises:
         ConfigError: One asks for such weights.

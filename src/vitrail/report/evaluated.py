@@ -82,7 +82,7 @@ class LoadedRun:
 
     @property
     def split_name(self) -> str:
-        """The same for people."""
+        """Display name of the evaluated images."""
         return SPLIT_NAMES.get(self.name, self.name)
 
     def details(self) -> dict[str, Any]:

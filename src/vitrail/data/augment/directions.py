@@ -37,7 +37,7 @@ _OF_VIEWS = {
 
 
 def classes_with_directions(setting: str, classes: Sequence[str]) -> list[str]:
-    """List the classes whose names say a direction that a change reverses or turns.
+    """List the classes whose names contain a direction that a change mirrors or rotates.
 
     Args:
         setting: "flip_horizontal", "flip_vertical", "quarter_turns", "rotate" or "auto".

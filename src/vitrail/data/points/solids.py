@@ -31,7 +31,7 @@ class Solid(NamedTuple):
 
 
 def make_solid(seed: int, index: int, count: int, noise: float, occlusion: float) -> Solid:
-    """Sample the surface of a solid of random proportions, turned at random about its up axis.
+    """Sample the surface of a solid of random proportions, at a random rotation about its up axis.
 
     It depends on seed and index alone.
 
@@ -40,7 +40,7 @@ def make_solid(seed: int, index: int, count: int, noise: float, occlusion: float
         index: Number of the solid; its class is the remainder by the number of classes.
         count: Number of points.
         noise: Standard deviation of the error of each coordinate, in lengths of the half diagonal.
-        occlusion: Share of the surface that is hidden, the side that is turned away from a random viewpoint.
+        occlusion: Share of the surface that is occluded, on the side away from a random viewpoint.
     """
     rng = np.random.default_rng((seed, index))
     target = index % len(CLASSES)

@@ -92,7 +92,7 @@ class PointSource(StoredSource):
         return turn_back(centred, self._up)
 
     def read_stored(self, stream: str, index: int) -> Array:
-        """Return the sampled points of a cloud before it was turned, centred and scaled, from its first point on."""
+        """Return the sampled points of a cloud before rotation, centring and scaling, from its first point on."""
         if stream == "features":
             features: Array = self._features[index].numpy()
             return features

@@ -55,7 +55,7 @@ class StoredCoordinates(StoredPoints):
     """Coordinates of the points of a cloud, in units of the file.
 
     Attributes:
-        up: Axis that points up, which the graph turns to z.
+        up: Axis that points up, which the graph rotates to z.
         scale: Divisor of the centred coordinates, as ``data.points.scale``.
         subsample: Method that chooses points from larger clouds, as ``data.points.subsample``.
     """

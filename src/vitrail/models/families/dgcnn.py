@@ -1,7 +1,7 @@
 """DGCNN: convolutions along the edges of graphs of nearest points, one graph for each layer.
 
 Source: Wang et al. 2019, arXiv:1801.07829, as in the code that VN-DGCNN was compared by (FlyingGiraffe/vnn). A
-baseline: its logits change when a cloud turns.
+baseline: its logits change when a cloud is rotated.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """PointNet: layers on each point, a learned alignment of points and features, and a maximum over the points.
 
 Source: Qi et al. 2017, arXiv:1612.00593, as in the code that VN-PointNet was compared by (FlyingGiraffe/vnn). A
-baseline: its logits change when a cloud turns. The loss that keeps the alignment of features near a rotation is left
-out.
+baseline: its logits change when a cloud is rotated. The loss that keeps the alignment of features near a rotation is
+left out.
 """
 
 from __future__ import annotations
