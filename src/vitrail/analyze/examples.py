@@ -23,6 +23,8 @@ from vitrail.models.modality import POINTS
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
+# Images of a page.
+_MOST_EXAMPLES = 10
 # Methods side by side: a few seconds for a small model.
 _PAGE_METHODS = ("rollout", "gradient_rollout", "attribution", "gradcam", "integrated_gradients")
 
@@ -50,7 +52,7 @@ class Examples:
         return height, width
 
 
-def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str, most: int = 10) -> Examples:
+def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str) -> Examples:
     """Choose the first images of each class of a split.
 
     Args:
@@ -58,14 +60,14 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
         trained: Its model.
         data: Its images.
         split: Name of the split.
-        most: Largest number of images.
     """
     predictions = run.read_predictions(split)
     if trained.card.multi_label:
-        chosen = predictions.sort_values("index").head(most)
+        chosen = predictions.sort_values("index")
     else:
-        per_class = max(1, most // len(trained.card.classes))
-        chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
+        per_class = max(1, _MOST_EXAMPLES // len(trained.card.classes))
+        chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"])
+    chosen = chosen.head(_MOST_EXAMPLES)
     indices = data.source.indices_of(list(chosen["path"]))
     streams = data.load(indices)
     titles = []

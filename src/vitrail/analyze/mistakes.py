@@ -32,14 +32,13 @@ def draw_mistakes(data: ImageData, mistakes: pd.DataFrame, most: int = 24) -> Fi
     return mistakes_figure(pictures, rows)
 
 
-def write_mistakes(data: ImageData, mistakes: pd.DataFrame, out: Path, most: int = 24) -> None:
+def write_mistakes(data: ImageData, mistakes: pd.DataFrame, out: Path) -> None:
     """Write the images of the first mistakes as a figure.
 
     Args:
         data: The evaluated images.
         mistakes: As for :func:`draw_mistakes`; without a row ``out`` is removed.
         out: PNG file.
-        most: Largest number of images.
 
     Raises:
         DataError: An image is missing from the data.
@@ -47,4 +46,4 @@ def write_mistakes(data: ImageData, mistakes: pd.DataFrame, out: Path, most: int
     if mistakes.empty:
         out.unlink(missing_ok=True)
     else:
-        write_figure(draw_mistakes(data, mistakes, most), out, dpi=120)
+        write_figure(draw_mistakes(data, mistakes), out, dpi=120)

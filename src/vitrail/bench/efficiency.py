@@ -61,22 +61,19 @@ def measure_efficiency(
     return result
 
 
-def latency(
-    step: Callable[[], object], device: torch.device, passes: int = _PASSES, seconds: float = _SECONDS
-) -> dict[str, float]:
+def latency(step: Callable[[], object], device: torch.device, passes: int = _PASSES) -> dict[str, float]:
     """Measure the latency of a step in milliseconds, synchronised after each pass.
 
     Args:
         step: The forward pass.
         device: Device of the step.
         passes: Maximum number of passes.
-        seconds: Time limit after the first ten passes.
     """
     for _ in range(3):
         step()
     synchronize(device)
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + _SECONDS
     while len(times) < passes and (len(times) < 10 or time.perf_counter() < end):
         start = time.perf_counter()
         step()

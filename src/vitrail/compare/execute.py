@@ -43,7 +43,6 @@ def execute(
     folder: SuiteFolder,
     pool: Pool,
     report: Callable[[str], None],
-    poll_others: float = _POLL_OTHERS,
     python: Sequence[str] = (sys.executable, "-m", "vitrail.compare.worker"),
 ) -> list[Failure]:
     """Execute the missing runs of a plan.
@@ -55,7 +54,6 @@ def execute(
         folder: Folder of the suite, for recipes and logs.
         pool: Pool that runs the jobs.
         report: Called with each line of progress.
-        poll_others: Seconds between polls of runs that other processes train.
         python: Command that executes a recipe.
 
     Returns:
@@ -67,7 +65,7 @@ def execute(
             execution.collect_ended_jobs()
             execution.start_jobs()
             if not execution.finished:
-                time.sleep(_POLL if execution.active else poll_others)
+                time.sleep(_POLL if execution.active else _POLL_OTHERS)
     finally:
         pool.stop([job.handle for job in execution.active.values()])
     return execution.failures

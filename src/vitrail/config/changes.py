@@ -52,7 +52,7 @@ def split_words(words: Sequence[str], prefixes: Sequence[str] = ("--",)) -> tupl
     return settings, rest
 
 
-def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
     """Apply layers of dotted settings to a recipe's plain values; the last layer has precedence.
 
     The order loses nothing. The last whole part ``model`` replaces the recipe's own (another family) before any dotted
@@ -64,7 +64,6 @@ def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any], where:
         content: The values.
         layers: Changes, from the most general to the most specific: ``part.setting`` (or deeper,
             ``data.augmentation.mixup``) -> value; or ``model`` -> the whole part.
-        where: Origin of the layers, for errors; ends in ": ".
 
     Raises:
         ConfigError: A name of another form, or below a value without nested settings, or a setting that a layer
@@ -75,27 +74,27 @@ def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any], where:
     if whole is not None:
         result["model"] = copy.deepcopy(dict(layers[whole]["model"]))  # of another family: none of the settings fit
     for i, layer in enumerate(layers):
-        _refuse_repeats(layer, where)
+        _refuse_repeats(layer)
         if i == whole:
             for name, value in layer["model"].items():
-                _set(result, f"model.{name}", value, where)
+                _set(result, f"model.{name}", value)
         dotted = [name for name in layer if not (name == "model" and isinstance(layer[name], Mapping))]
         for name in sorted(dotted, key=lambda name: name.count(".")):
-            _set(result, name, layer[name], where)
+            _set(result, name, layer[name])
     return result
 
 
-def _set(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
     parts = dotted.split(".")
     if len(parts) < 2 or not all(parts) or parts[0] not in PARTS:
         hint = closest(parts[0], PARTS) if len(parts) > 1 else "; settings are named PART.SETTING"
-        raise ConfigError(f"{where}{dotted!r} names no setting{hint}")
+        raise ConfigError(f"{dotted!r} names no setting{hint}")
     inner = content
     for part in parts[:-1]:
         inner[part] = {} if inner.get(part) is None else inner[part]
         inner = inner[part]
         if not isinstance(inner, dict):
-            raise ConfigError(f"{where}{dotted}: {part} is {inner!r}, which has no nested settings")
+            raise ConfigError(f"{dotted}: {part} is {inner!r}, which has no nested settings")
     inner[parts[-1]] = merge(inner.get(parts[-1]), value)
 
 
@@ -109,12 +108,12 @@ def merge(below: Any, above: Any) -> Any:
     return result
 
 
-def _refuse_repeats(changes: Mapping[str, Any], where: str) -> None:
+def _refuse_repeats(changes: Mapping[str, Any]) -> None:
     seen: dict[str, str] = {}
     for dotted, value in changes.items():
         for leaf in _leaves(dotted, value):
             if leaf in seen:
-                raise ConfigError(f"{where}{leaf} is given twice, by {seen[leaf]} and by {dotted}; keep one of them")
+                raise ConfigError(f"{leaf} is given twice, by {seen[leaf]} and by {dotted}; keep one of them")
             seen[leaf] = dotted
 
 

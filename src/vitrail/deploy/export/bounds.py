@@ -96,20 +96,19 @@ def power(true: float, n: int, agreement: float, level: float = LEVEL) -> float:
     return 0.0 if allowed is None else float(binom.cdf(allowed, n, 1 - true))
 
 
-def power_text(n: int, agreement: float, true: float | None = None, level: float = LEVEL) -> str:
+def power_text(n: int, agreement: float, true: float | None = None) -> str:
     """Describe the power in words: "a true 99.5 % passes in 22 % at 299 images, 79 % at 2,000".
 
     Args:
         n: Number of gate images.
         agreement: Agreement to show.
         true: Assumed true agreement; by default halfway between the agreement and 1.
-        level: Confidence level.
     """
     true = (1 + agreement) / 2 if true is None else true
     more = next((larger for larger in _LARGER_SETS if larger > n), None)
-    shares = [f"{power(true, n, agreement, level):.0%} at {plural(n, 'image')}".replace("%", " %")]
+    shares = [f"{power(true, n, agreement):.0%} at {plural(n, 'image')}".replace("%", " %")]
     if more is not None:
-        shares.append(f"{power(true, more, agreement, level):.0%} at {more:,}".replace("%", " %"))
+        shares.append(f"{power(true, more, agreement):.0%} at {more:,}".replace("%", " %"))
     return f"a true {true:.4%}".rstrip("0%").rstrip(".") + f" % passes in {', '.join(shares)}"
 
 

@@ -264,12 +264,12 @@ def _query(layers: Sequence[QueryAttention]) -> str:
     return f"the {layers[0].token} token attends"
 
 
-def choose_layers(layers: Sequence[QueryAttention], most: int = _MOST_LAYERS) -> list[QueryAttention]:
+def choose_layers(layers: Sequence[QueryAttention]) -> list[QueryAttention]:
     """Choose a few layers: one of each kind, grid and shift; layers that are all alike, evenly over the depth."""
     first = {(layer.kind, layer.maps.shape[1:], layer.shift): layer for layer in reversed(layers)}
-    chosen = [layer for layer in layers if any(layer is other for other in first.values())][:most]
+    chosen = [layer for layer in layers if any(layer is other for other in first.values())][:_MOST_LAYERS]
     if len(chosen) == 1:
-        chosen = [layers[i] for i in spread(len(layers), most)]
+        chosen = [layers[i] for i in spread(len(layers), _MOST_LAYERS)]
     return chosen
 
 
