@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -109,7 +110,10 @@ class Isotropic(VisionModel):
         assert grid is not None, "patches are not dropped before a TokenLearner"
         P = self.block_prefix
         learned = self.token_learners[index](x[:, P:].reshape(-1, *grid, self.num_features))
-        return torch.cat([x[:, :P], learned.reshape(x.shape[0], -1, self.num_features)], dim=1)
+        slices = self.learned_grid(grid)
+        # Counted, as -1 stands for no number where the batch is empty.
+        count = learned.shape[1] if slices is None else math.prod(slices[1:])
+        return torch.cat([x[:, :P], learned.reshape(x.shape[0], count, self.num_features)], dim=1)
 
     def fuse(self, learned: Tensor, x: Tensor, grid: Grid | None, index: int) -> Tensor:
         """Spread learned tokens over the tokens of the grid."""
@@ -172,7 +176,11 @@ class Isotropic(VisionModel):
         tokens, grid, rotation = self.tokenize(*self.embed(x))
         tokens, found = self.run_blocks(tokens, grid, rotation, wanted, stop)
         maps = [row[:, P:].reshape(x.shape[0], *grid, C) for row in found]
-        prefixes = [row[:, :P].reshape(x.shape[0], -1, C) if P else None for row in found]
+        # Counted as well; each slice of a clip may have prefix tokens.
+        counts = [P * math.prod(grid) // (row.shape[1] - P) for row in found]
+        prefixes = [
+            row[:, :P].reshape(x.shape[0], count, C) if P else None for row, count in zip(found, counts, strict=True)
+        ]
         features = self.norm(tokens) if stop is not None else self.finish(tokens, grid)
         return features, dict(zip(wanted, map(LevelTokens, maps, prefixes), strict=True))
 
