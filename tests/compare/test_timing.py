@@ -15,7 +15,7 @@ def test_the_larger_model_takes_longer(place, monkeypatch):
     runs = plan(suite)
     for run in runs:
         finish(run)
-    depths = {str(run.folder.path): 1 if run.variant == "small" else 16 for run in runs}
+    depths = {str(run.folder.path): 1 if run.variant == "small" else 8 for run in runs}
 
     def build(self):
         return create_model("vit", img_size=8, patch_size=4, embed_dim=32, num_heads=2, depth=depths[self.name],
