@@ -126,7 +126,7 @@ def test_attention_as_a_method():
         ("vit", {"layer": 2}, "layer must be from -2 to 1, got 2"),
         ("vit", {"head": 2}, "head must be from 0 to 1 in .*, got 2"),
         ("vit", {"query": (40, 0)}, "not a position"),
-        ("vit", {"query": "cls"}, r"\(a whole number, a whole number\)"),
+        ("vit", {"query": "cls"}, "must be a pair of whole numbers or 'class' or 'mean'"),
         ("swin", {"query": "class"}, "no class token"),
     ],
 )
