@@ -149,7 +149,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
     fails(capsys, ["explain", root / "pair", *files, "--out", out], 2, "folder with --spectral")
     fails(capsys, ["explain", root / "pair", files[1], "--out", out, "--spectral", root], 1, "no second file")
     fails(capsys, ["explain", root / "one", files[1], "--out", out], 1, "3 bands where 5 are wanted")
-    fails(capsys, ["explain", root / "one", files[1], "--out", out, "--spectral", root], 2, "leave out --spectral")
+    fails(capsys, ["explain", root / "one", files[1], "--out", out, "--spectral", root], 2, "omit --spectral")
     _explain(root / "pair", files[1], "--out", tmp_path / "p", "--spectral", root / "two" / "wet")
     assert list(_content(tmp_path / "p")["images"][0]["methods"]["rollout"]["streams"]) == ["image", "spectral"]
     _explain(root / "pair", "--out", tmp_path / "q", "--number", 1)
@@ -187,7 +187,9 @@ def test_files_that_do_not_fit(capsys, run, images, tmp_path):
     out = ["--out", tmp_path / "out"]
     fails(capsys, ["explain", run, tmp_path / "none.png", *out], 1, "no file or folder at")
     (tmp_path / "bad.png").write_text("bad")
-    fails(capsys, ["explain", run, images / "val", tmp_path / "bad.png", *out], 1, "1 of 17 files is not an image")
+    fails(
+        capsys, ["explain", run, images / "val", tmp_path / "bad.png", *out], 1, "1 of 17 files is not a readable image"
+    )
     gray = save_image(tmp_path / "gray.png", mode="L")
     fails(capsys, ["explain", run, gray, *out], 1, r"has 1 band \(L\)")
     fails(capsys, ["explain", run, images / "val", "--split", "val", *out], 2, "--split is of the run's own")

@@ -170,8 +170,11 @@ def test_wrong_usage(capsys, tmp_path, run, photo):
     for words, message in (
         ([*SWIN, "--figures", tmp_path], "--image FILE"),
         ([*SWIN, "--image", photo, "--figures", photo], "is a file"),
-        ([*SWIN[:-2], "--no-time", "--figures", tmp_path, "--image", photo], "leave out --image"),
-        ([*SWIN[:-2], "--no-time", "--spectral", bands], "leave out --spectral"),
+        (
+            [*SWIN[:-2], "--no-time", "--figures", tmp_path, "--image", photo],
+            "--image cannot be combined with --no-time",
+        ),
+        ([*SWIN[:-2], "--no-time", "--spectral", bands], "--spectral cannot be combined with --no-time"),
         ([*SWIN, "--spectral", bands], "no spectral stream"),
         ([*HVT, "--spectral", bands], "(5, H, W) or (H, W, 5)"),
         ([*HVT, "--spectral", photo], "takes an array (.npy) of 5 bands"),

@@ -395,7 +395,12 @@ def test_predict_loses_nothing(capsys, run, images, tmp_path):
     out = tmp_path / "out.csv"
     out.write_text("path,class,probability\n")
     (tmp_path / "bad.jpg").write_bytes(b"bad")
-    fails(capsys, ["predict", run, images / "val", tmp_path / "bad.jpg", "--out", out], 1, "bad.jpg is not an image")
+    fails(
+        capsys,
+        ["predict", run, images / "val", tmp_path / "bad.jpg", "--out", out],
+        1,
+        "bad.jpg is not a readable image",
+    )
     assert out.read_text() == "path,class,probability\n"
     picture = save_image(tmp_path / "photo.png")
     before = picture.read_bytes()

@@ -278,7 +278,7 @@ def test_a_collapse_is_said_aloud(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("way", "changes", "message"),
     [
-        ("mae", {"task__name": "classification", "task__decoder_depth": None}, "no pre-training; choose --task.name"),
+        ("mae", {"task__name": "classification", "task__decoder_depth": None}, "not pre-training; choose --task.name"),
         ("mae", {"task__temperature": 0.1}, "task.temperature belongs to simclr and distill, and task.name is mae"),
         ("mae", {"task__label_smoothing": 0.2}, "task.label_smoothing belongs to classification"),
         ("mae", {"task__mask_ratio": 1.5}, "task.mask_ratio must be from 0 to 1, got 1.5"),
