@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +27,7 @@ class Isotropic(VisionModel):
         blocks: The blocks.
         block_prefix: Tokens before those of the patches in the sequences of the blocks.
         patch_stride: Pixels, of a clip also frames, from one patch to the next.
+        sliced: Whether each slice of time is a sequence of its own.
         learn_at: Index of the block before which a TokenLearner stands; more than all blocks without one.
         token_learners: One TokenLearner, or with fusers one for each block from ``learn_at``.
         token_fusers: TokenFusers of the same blocks.
@@ -36,6 +36,7 @@ class Isotropic(VisionModel):
     blocks: nn.ModuleList
     block_prefix: int
     patch_stride: Grid
+    sliced: bool = False
     learn_at: int
     token_learners: nn.ModuleList
     token_fusers: nn.ModuleList
@@ -110,10 +111,9 @@ class Isotropic(VisionModel):
         assert grid is not None, "patches are not dropped before a TokenLearner"
         P = self.block_prefix
         learned = self.token_learners[index](x[:, P:].reshape(-1, *grid, self.num_features))
-        slices = self.learned_grid(grid)
-        # Counted, as -1 stands for no number where the batch is empty.
-        count = learned.shape[1] if slices is None else math.prod(slices[1:])
-        return torch.cat([x[:, :P], learned.reshape(x.shape[0], count, self.num_features)], dim=1)
+        if self.sliced:
+            learned = learned.reshape(x.shape[0], learned.shape[1] // grid[0], self.num_features)
+        return torch.cat([x[:, :P], learned], dim=1)
 
     def fuse(self, learned: Tensor, x: Tensor, grid: Grid | None, index: int) -> Tensor:
         """Spread learned tokens over the tokens of the grid."""
@@ -172,15 +172,11 @@ class Isotropic(VisionModel):
         After a TokenLearner without fuser tokens have no grid, so :attr:`feature_info` ends there.
         """
         (x,) = inputs
-        P, C = self.block_prefix, self.num_features
         tokens, grid, rotation = self.tokenize(*self.embed(x))
         tokens, found = self.run_blocks(tokens, grid, rotation, wanted, stop)
-        maps = [row[:, P:].reshape(x.shape[0], *grid, C) for row in found]
-        # Counted as well; each slice of a clip may have prefix tokens.
-        counts = [P * math.prod(grid) // (row.shape[1] - P) for row in found]
-        prefixes = [
-            row[:, :P].reshape(x.shape[0], count, C) if P else None for row, count in zip(found, counts, strict=True)
-        ]
+        B, P, C = x.shape[0], self.block_prefix, self.num_features
+        maps = [row[:, P:].reshape(B, *grid, C) for row in found]
+        prefixes = [row[:, :P].reshape(B, P * (grid[0] if self.sliced else 1), C) if P else None for row in found]
         features = self.norm(tokens) if stop is not None else self.finish(tokens, grid)
         return features, dict(zip(wanted, map(LevelTokens, maps, prefixes), strict=True))
 
