@@ -27,6 +27,7 @@ from vitrail.layers.vector_neurons import (
     VNStdFeature,
     clip_along,
     invariant_products,
+    orthonormal_frame,
 )
 
 
@@ -68,9 +69,10 @@ def test_directions_from_the_linear_output_are_a_sequence_of_layers():
     check(layers, golden, to_ours(golden.inputs["points"]), to_ours(golden.outputs["features"]))
 
 
-def test_invariant_features_equal_the_authors():
-    golden = read_golden("vn_std_feature")
-    layer = VNStdFeature(24, 0.2)
+@pytest.mark.parametrize("name", ["vn_std_feature", "vn_std_feature_orthonormal"])
+def test_invariant_features_equal_the_authors(name):
+    golden = read_golden(name)
+    layer = VNStdFeature(24, 0.2, normalize_frame=name.endswith("orthonormal"))
     points = to_ours(golden.inputs["points"])
     check(layer, golden, points, to_ours(golden.outputs["features"]).transpose(-2, -1).flatten(-2))
     with torch.no_grad():
@@ -122,9 +124,9 @@ def test_masked_attention_equals_another_reading_of_the_paper(name):
 
 def test_latent_queries_equal_a_weighted_pool():
     golden = read_golden("vnt_weighted_pool")
-    golden.state = {"weight": golden.state["weight"].transpose(1, 2)[:, :8]}
-    points, expected = golden.inputs["points"], golden.outputs["features"][..., :8, :]
-    check(VNLatentQueries(8, 2), golden, points.mT, expected.mT, golden.inputs["mask"])
+    golden.state = {"weight": golden.state["weight"].transpose(1, 2)}
+    points, expected = golden.inputs["points"], golden.outputs["features"]
+    check(VNLatentQueries(8, 2, 9), golden, points.mT, expected.mT, golden.inputs["mask"])
 
 
 def test_layer_norm_equals_a_reading_of_the_paper():
@@ -136,7 +138,7 @@ def test_layer_norm_equals_a_reading_of_the_paper():
 EQUIVARIANT = {
     "linear": lambda: VNLinear(8, 6),
     "leaky_relu": lambda: VNLeakyReLU(8, 0.2),
-    "relu": lambda: VNLeakyReLU(8, 0.0),
+    "relu_shared": lambda: VNLeakyReLU(8, 0.0, share_direction=True),
     "linear_leaky_relu": lambda: VNLinearLeakyReLU(8, 6),
     "batch_norm": lambda: VNBatchNorm(8),
     "layer_norm": lambda: VNLayerNorm(8),
@@ -172,13 +174,22 @@ def test_layers_are_equivariant(name, training, dtype):
         assert relative_error(mirrored, -layer(x)) < TOLERANCE[dtype]
 
 
-def test_invariant_features_do_not_turn():
+@pytest.mark.parametrize("normalize_frame", [False, True])
+def test_invariant_features_do_not_turn(normalize_frame):
     torch.manual_seed(4)
-    layer = VNStdFeature(24).double().eval()
+    layer = VNStdFeature(24, normalize_frame=normalize_frame).double().eval()
     x = torch.randn(3, 10, 3, 24, dtype=torch.float64)
     for _ in range(3):
         assert relative_error(layer(rotate_vectors(x, random_rotation(x.dtype))), layer(x)) < 1e-10
-    assert relative_error(layer(-x), layer(x)) < 1e-10
+    mirrored = relative_error(layer(-x), layer(x))
+    assert mirrored > 1e-3 if normalize_frame else mirrored < 1e-10
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_frames_are_right_handed_for_any_batch(batch):
+    frame = orthonormal_frame(torch.randn(batch, 3, 2, dtype=torch.float64))
+    assert torch.allclose(frame.mT @ frame, torch.eye(3, dtype=torch.float64).expand(batch, 3, 3), atol=1e-4)
+    assert torch.allclose(torch.linalg.det(frame), torch.ones(batch, dtype=torch.float64), atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -327,7 +338,7 @@ GRADIENTS = {
     "max_pool": lambda: VNMaxPool(4),
     "attention": lambda: VNAttention(4, 2),
     "block": lambda: VNBlock(4, 2),
-    "invariant": lambda: VNStdFeature(4),
+    "invariant": lambda: VNStdFeature(4, normalize_frame=True),
 }
 
 
@@ -336,7 +347,7 @@ GRADIENTS = {
 def test_gradients(name):
     torch.manual_seed(10)
     layer = GRADIENTS[name]().double()
-    x = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
 
 

@@ -85,17 +85,18 @@ class VNLatentQueries(nn.Module):
     Args:
         dim: Number of channels.
         num_queries: Number of queries.
+        out_dim: Channels of a query; ``dim`` when not given.
 
     Source: arXiv:2206.04176, section 6.
     """
 
-    def __init__(self, dim: int, num_queries: int) -> None:
+    def __init__(self, dim: int, num_queries: int, out_dim: int | None = None) -> None:
         super().__init__()
         bound = dim**-0.5
-        self.weight = nn.Parameter(torch.empty(num_queries, dim, dim).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(num_queries, out_dim or dim, dim).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map points ``(B, N, S, C)`` to queries ``(B, M, S, C)``; ``mask`` is true for real points."""
+        """Map points ``(B, N, S, C)`` to queries ``(B, M, S, C')``; ``mask`` is true for real points."""
         return torch.einsum("bsc,mdc->bmsd", masked_mean(x, mask), self.weight)
 
 

@@ -124,11 +124,12 @@ class VNLeakyReLU(nn.Module):
     Args:
         dim: Number of channels.
         negative_slope: Share of that part that stays; 0 for a ReLU.
+        share_direction: Whether all channels have one direction.
     """
 
-    def __init__(self, dim: int, negative_slope: float = 0.2) -> None:
+    def __init__(self, dim: int, negative_slope: float = 0.2, share_direction: bool = False) -> None:
         super().__init__()
-        self.map_to_dir = nn.Linear(dim, dim, bias=False)
+        self.map_to_dir = nn.Linear(dim, 1 if share_direction else dim, bias=False)
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
@@ -223,28 +224,47 @@ def invariant_products(x: Tensor, frame: Tensor) -> Tensor:
     return x.transpose(-2, -1) @ frame
 
 
+def orthonormal_frame(x: Tensor) -> Tensor:
+    """Make a right-handed orthonormal frame of two vectors by Gram-Schmidt and a cross product.
+
+    Args:
+        x: Shape ``(..., 3, 2)``.
+
+    Returns:
+        Shape ``(..., 3, 3)``, vectors in the last dimension.
+    """
+    first, second = x.unbind(dim=-1)
+    first = first / (lengths(first.unsqueeze(-1)).squeeze(-1) + EPS)
+    second = second - (second * first).sum(dim=-1, keepdim=True) * first
+    second = second / (lengths(second.unsqueeze(-1)).squeeze(-1) + EPS)
+    # Without dim, torch.cross takes the first dimension of size 3: the batch, where it has 3 clouds.
+    return torch.stack([first, second, torch.linalg.cross(first, second, dim=-1)], dim=-1)
+
+
 class VNStdFeature(nn.Module):
     """Invariant features: inner products with three vectors that a small network derives from the same features.
 
-    Every number is unchanged by rotations and reflections.
+    Every number is unchanged by rotations and reflections; with ``normalize_frame`` by rotations alone.
 
     Args:
         in_channels: Vectors of a point.
         negative_slope: As of :class:`VNLeakyReLU`.
+        normalize_frame: Whether the three vectors are made orthonormal.
 
     Source: arXiv:2104.12229, section 3.5 and the authors' code.
     """
 
-    def __init__(self, in_channels: int, negative_slope: float = 0.2) -> None:
+    def __init__(self, in_channels: int, negative_slope: float = 0.2, normalize_frame: bool = False) -> None:
         super().__init__()
         self.vn1 = VNLinearLeakyReLU(in_channels, in_channels // 2, negative_slope)
         self.vn2 = VNLinearLeakyReLU(in_channels // 2, in_channels // 4, negative_slope)
-        self.vn_lin = nn.Linear(in_channels // 4, 3, bias=False)
+        self.vn_lin = nn.Linear(in_channels // 4, 2 if normalize_frame else 3, bias=False)
+        self.normalize_frame = normalize_frame
 
     def frame(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the three vectors, ``(..., S, 3)``, of features ``(..., S, C)``."""
         vectors: Tensor = self.vn_lin(self.vn2(self.vn1(x, mask), mask))
-        return vectors
+        return orthonormal_frame(vectors) if self.normalize_frame else vectors
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``(..., S, C)`` to invariant features ``(..., 3 C)``; ``mask`` is for the batch norms."""
