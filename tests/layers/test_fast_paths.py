@@ -2,7 +2,9 @@
 
 import copy
 import random
+import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,8 @@ from vitrail.layers.point_graphs import VNEdgeConv, fading_neighbors, nearest_po
 from vitrail.layers.window_attention import ShiftedWindowAttention, WindowAttention
 
 pytestmark = fast_paths_on
+
+ROOT = Path(__file__).parents[2]
 
 
 def _window(rng):
@@ -178,6 +182,16 @@ def test_attention_with_biases_of_groups(trained, groups, images, monkeypatch):
 def test_every_fast_path_replaces_something():
     for name, paths in dispatch._PATHS.items():
         assert paths, name
+
+
+def test_the_table_of_contributing_lists_every_fast_path_with_its_length():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (?:`(\w+\.py)`, (\d+)|the same) \|$", text, re.MULTILINE)
+    assert sorted(name for name, *_ in rows) == sorted(fast_path_names())
+    for _, file, lines in rows:
+        if file:
+            code = (ROOT / "src" / "vitrail" / "layers" / "fast" / file).read_text(encoding="utf-8")
+            assert (file, len(code.splitlines())) == (file, int(lines))
 
 
 def test_switching(monkeypatch):
