@@ -43,13 +43,13 @@ def import_extra(package: str, extra: str) -> ModuleType:
         VitrailError: It is not installed (the message says what to install), or its import fails.
     """
     root = package.partition(".")[0]
-    if root in _REPORTING:
-        send_no_usage_reports()
     if importlib.util.find_spec(root) is None:
         raise VitrailError(f"{root} is not installed; install it with `pip install 'vitrail[{extra}]'`")
     try:
+        if root in _REPORTING:
+            send_no_usage_reports()
         return importlib.import_module(package)
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, AttributeError, RuntimeError) as error:
         raise VitrailError(
             f"{root} is installed but cannot be imported here: {error}; repair it with "
             f"`pip install --force-reinstall 'vitrail[{extra}]'`"

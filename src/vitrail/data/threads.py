@@ -25,7 +25,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item]) ->
         items: Its arguments.
 
     Yields:
-        The results, in order; an error of the function is raised where its result would be.
+        The results, in order; an error of the function is raised at the place of its result or some places before.
     """
     threads = min(torch.get_num_threads(), len(items))
     if threads <= 1:

@@ -328,9 +328,9 @@ def find_patches(plane: LabelPlane, side: int, stride: int, path: Path) -> Integ
     corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
     labelled = plane.labelled[corners[:, 0] + side // 2, corners[:, 1] + side // 2]
     if not labelled.any():
+        remedy = f"reduce data.arrays.stride {stride}, or check" if stride > 1 else "check"
         raise DataError(
-            f"{path}: all patch centres are unlabelled; reduce data.arrays.stride {stride}, or check "
-            f"data.classes.unlabelled_value {plane.unlabelled}"
+            f"{path}: all patch centres are unlabelled; {remedy} data.classes.unlabelled_value {plane.unlabelled}"
         )
     return np.asarray(corners[labelled], dtype=np.int64)
 

@@ -35,10 +35,6 @@ class Scene:
     block: int
 
 
-# Digests that a thread computes at a time: one by one, handing them over takes longer.
-_TOGETHER = 256
-
-
 class ImageSource(ABC):
     """Labelled images in a fixed order.
 

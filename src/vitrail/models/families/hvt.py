@@ -102,9 +102,9 @@ class HVTConfig(LayerSettings):
     absent: ClassVar[Mapping[str, str]] = {
         "patch_drop_rate": "patch merging needs the whole grid; use drop_path_rate, or a ViT",
         "token_merging": "patch merging and the fusion of streams need the whole grid; use a ViT",
-        "class_token": "patch merging needs a pure grid; use global_pool avg, max, avgmax or map",
+        "class_token": "patch merging needs a grid of patches alone; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
-        "reg_tokens": "patch merging needs a pure grid; a ViT has register tokens",
+        "reg_tokens": "patch merging needs a grid of patches alone; a ViT has register tokens",
     }
 
     def __post_init__(self) -> None:
