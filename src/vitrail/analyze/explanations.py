@@ -78,7 +78,7 @@ def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
     """
     if not any(get_method(method).by_class for method in methods):
         raise ConfigError(
-            f"--target {name} does not apply to {', '.join(methods)}: the whole model is explained, not a class; omit it"
+            f"--target {name} does not apply to {', '.join(methods)}: they explain no class; omit it"
         )
     return class_index(name, card.classes)
 
