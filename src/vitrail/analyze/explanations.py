@@ -77,9 +77,7 @@ def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
         ConfigError: No such class, or no method that explains one.
     """
     if not any(get_method(method).by_class for method in methods):
-        raise ConfigError(
-            f"--target {name} does not apply to {', '.join(methods)}: they explain no class; omit it"
-        )
+        raise ConfigError(f"--target {name} does not apply to {', '.join(methods)}: they explain no class; omit it")
     return class_index(name, card.classes)
 
 
