@@ -66,6 +66,7 @@ def test_validation_measures_what_evaluate_does(run, capsys):
     assert turned["points"] == plain["points"] == 24 * plain["images"]
 
 
+@pytest.mark.slow
 def test_features_are_means_over_the_points_of_a_cloud(run, capsys):
     assert (run / "figures" / "explanations" / "epoch_001.png").is_file()
     out = do(capsys, "features run --layout pca --out spaces").out

@@ -114,6 +114,7 @@ def test_a_run_keeps_the_range_that_its_type_decided(typed, tmp_path, capsys):
             assert re.search(rf"{kind}\.tif holds {kind} values and the run was trained on uint16", said), said
 
 
+@pytest.mark.slow
 def test_training_logs_the_maximum_and_what_fills_it(typed, tmp_path, capsys):
     assert main(["train", *data_of(typed / "d"), *MODEL, *QUICK, "--run.dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err

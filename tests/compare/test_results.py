@@ -219,6 +219,7 @@ def test_a_difference_within_the_margin_is_both(place):
     assert "; the two are equal within 90.00 points" in words
 
 
+@pytest.mark.slow
 def test_variants_that_guess_are_named(place):
     suite = load_suite(place(seeds=2))
     labels = np.random.default_rng(9).integers(0, 3, 60)

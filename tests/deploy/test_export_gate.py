@@ -166,6 +166,7 @@ def test_agreement_of_all_labels_bounds_the_drop_of_each_and_of_all(seed):
     ))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_multi_label_ranking_that_suffers_is_refused_though_decisions_stay():
     gate = _labels(600)
     rng = np.random.default_rng(1)

@@ -55,6 +55,7 @@ def _norms(figure):
     return [image.norm for axis in figure.axes for image in axis.images if image.get_alpha() is not None]
 
 
+@pytest.mark.slow
 def test_all_that_is_compared_has_one_scale():
     rng = np.random.default_rng(0)
     picture = rng.random((12, 16, 3))

@@ -55,6 +55,7 @@ def test_saved_and_built_again(family, change, tmp_path):
         assert torch.equal(_answer(again), _answer(model))
 
 
+@pytest.mark.slow
 def test_the_variant_is_remembered(tmp_path):
     model = vitrail.create_model("hvt_tiny", num_classes=3, img_size=64)
     model.reset_classifier(4)

@@ -106,6 +106,7 @@ def test_what_only_the_device_computes_does_not_count():
     assert step.multiply_adds == 3 * 4 * 4
 
 
+@pytest.mark.slow
 def test_count_leaves_the_model_as_it_was():
     for model in _tiny_models():
         model.train()

@@ -54,6 +54,7 @@ def _task():
     return ClassificationTask(model, NormalizeStreams({"image": ([0.5], [0.3])}))
 
 
+@pytest.mark.slow
 def test_the_search_leaves_no_trace(monkeypatch):
     monkeypatch.setattr(learning_rate, "_STEPS", 40)
     task = _task().train()
