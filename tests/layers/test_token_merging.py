@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import vitrail
-from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.explain import attention_rollout, capture_attention, explain, list_methods
 
