@@ -12,14 +12,13 @@ from vitrail.models.catalogue import is_foreign
 
 SOURCE = Path(vitrail.__file__).parent
 FAMILIES = {name: family for name, family in list_families().items() if not is_foreign(family)}
-# Examples in help texts, the models of the demo, the model of a recipe that names none, and keys of other libraries.
+# Examples in help texts, the models of the demo, and the model of a recipe that names none.
 PROSE = {
     "cli/demo.py": {"vit", "vivit", "vnt", "ViViT"},
     "cli/inspect.py": {"vit_tiny_patch16_224", "vit"},
     "cli/models.py": {"vit_small"},
     "cli/recipe_help.py": {"swin"},
     "config/schema.py": {"vit_tiny_patch16_224"},
-    "weights/swin.py": {"swin"},
 }
 
 
