@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from types import ModuleType
@@ -13,6 +14,7 @@ from vitrail.errors import VitrailError
 _REPORTING = ("openvino", "nncf")
 
 
+@functools.cache
 def send_no_usage_reports() -> None:
     """Disable usage reports of OpenVINO and NNCF unless their user has agreed to them (``opt_in_out --opt_in``).
 
@@ -22,8 +24,6 @@ def send_no_usage_reports() -> None:
         return
     checks = importlib.import_module("openvino_telemetry.utils.opt_in_checker")
     known = checks.OptInChecker.check
-    if known.__module__ == __name__:
-        return
 
     def check(self: Any, *args: Any, **kwargs: Any) -> Any:
         answer = known(self, *args, **kwargs)
